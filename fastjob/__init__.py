@@ -1,0 +1,3 @@
+"""Parallel loops for scientific Python with a compiled core."""
+
+__version__ = "0.1.0"

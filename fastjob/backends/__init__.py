@@ -1,0 +1,1 @@
+"""Backends: where the tasks of a call run."""
