@@ -1,0 +1,436 @@
+"""Every error that fastjob itself raises, and the record of a failed task.
+
+Each message says what happened, to which task, and what can be done about it.  The
+parts of the message are attributes too.  All of them survive pickling: a nested call
+sends them through a worker.
+
+`TaskTimeoutError` is made when it is first asked for, because one of its bases lives
+in ``multiprocessing``, which ``import fastjob`` must not import.
+"""
+
+from __future__ import annotations
+
+from _pickle import PicklingError
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    import multiprocessing
+    from typing import Any
+
+__all__ = [
+    "FastjobError",
+    "NurseryError",
+    "RemoteTraceback",
+    "ResultPicklingError",
+    "TaskError",
+    "TaskPicklingError",
+    "TaskTimeoutError",
+    "TerminatedWorkerError",
+    "UnpicklableExceptionError",
+]
+
+KEEP_GOING = "on_error='return' keeps the other results; retries=1 runs it again."
+
+
+def rebuild(
+    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
+    """Make an exception again from its parts, without running its ``__init__``.
+
+    ``pickle`` calls ``cls(*args)``, which fails, or changes the message, when the
+    parameters of ``__init__`` are not the ``args`` of the exception.  Only the
+    built-in base is initialised here: it has fields in C that depend on ``args``.
+    """
+    base = next(c for c in cls.__mro__ if c.__module__ == "builtins")
+    error: BaseException = base.__new__(cls, *args)  # type: ignore[call-overload]
+    base.__init__(error, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def describe_task(index: int | None, function: str, arguments: str) -> str:
+    """Name a task: ``task 17: f(3, k=2)``."""
+    number = "a task" if index is None else f"task {index}"
+    return f"{number}: {function}({arguments})" if function else number
+
+
+def format_bytes(n: float) -> str:
+    """Write a number of bytes for a person: ``format_bytes(2_500_000) == '2.5 MB'``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} bytes" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+class FastjobError(Exception):
+    """Base of every error that fastjob raises on its own account."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a failed task, as text; the cause of the error raised.
+
+    The cause that the task's exception had of its own is the cause of this one.
+
+    Parameters
+    ----------
+    text : str
+        The formatted traceback.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text.rstrip()}\n"
+
+
+class TerminatedWorkerError(FastjobError, RuntimeError):
+    """A worker process died while it ran a task.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input; None if the worker ran none.
+    function, arguments : str
+        The task, shortened.
+    pid : int or None
+        The process that died.
+    exitcode : int or None
+        Exit code of the process, or minus the number of the signal that killed it.
+    peak_memory : int or None
+        Largest resident memory of the process, in bytes.
+    probably_oom : bool
+        Whether the kernel's counters say that memory had run out.
+    """
+
+    def __init__(
+        self,
+        index: int | None = None,
+        function: str = "",
+        arguments: str = "",
+        *,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        peak_memory: int | None = None,
+        probably_oom: bool = False,
+    ) -> None:
+        self.index = index
+        self.function = function
+        self.arguments = arguments
+        self.pid = pid
+        self.exitcode = exitcode
+        self.peak_memory = peak_memory
+        self.probably_oom = probably_oom
+        super().__init__(self._message())
+
+    @property
+    def signal_name(self) -> str | None:
+        """Name of the signal that killed the worker, or None if it exited."""
+        if self.exitcode is None or self.exitcode >= 0:
+            return None
+        import signal
+
+        try:
+            return signal.Signals(-self.exitcode).name
+        except ValueError:  # a real-time signal has no name of its own
+            return f"signal {-self.exitcode}"
+
+    def _message(self) -> str:
+        worker = (
+            "A worker process" if self.pid is None else f"Worker process {self.pid}"
+        )
+        name = self.signal_name
+        if name is not None:
+            ending = f"was killed by {name}"
+        elif self.exitcode is not None:
+            ending = f"exited with code {self.exitcode}"
+        else:
+            ending = "died"
+        parts = [f"{worker} {ending}"]
+        if self.index is not None or self.function:
+            task = describe_task(self.index, self.function, self.arguments)
+            parts[0] += f" while it ran {task}"
+        parts[0] += "."
+        if self.peak_memory:
+            parts.append(f"Its peak memory was {format_bytes(self.peak_memory)}.")
+        if self.probably_oom:
+            parts.append(
+                "It was probably out of memory: use fewer workers (n_jobs), smaller "
+                "tasks, or max_memory_per_worker."
+            )
+        elif name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT"):
+            parts.append(
+                "Compiled code crashed: run this task alone with n_jobs=1 under "
+                "'python -X faulthandler' to see where."
+            )
+        elif name == "SIGKILL":
+            parts.append("Somebody killed it, or the system ran out of memory.")
+        elif name is None and self.exitcode is not None:
+            parts.append("The task, or a library in it, ended the process.")
+        parts.append(KEEP_GOING)
+        return " ".join(parts)
+
+
+class TaskPicklingError(FastjobError, PicklingError):
+    """A task cannot be sent to another process.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input.
+    function : str
+        Name of its function.
+    part : int, str or None
+        What cannot be pickled: the position of an argument (from 0), the name of a
+        keyword argument, or None for the function itself.
+    type_name : str
+        Type of that part.
+    reason : str
+        What pickle said.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        function: str,
+        part: int | str | None,
+        type_name: str,
+        reason: str,
+    ) -> None:
+        self.index = index
+        self.function = function
+        self.part = part
+        self.type_name = type_name
+        self.reason = reason
+        if part is None:
+            what = "the function itself"
+        elif isinstance(part, int):
+            what = f"argument {part} (counted from 0)"
+        else:
+            what = f"argument {part!r}"
+        super().__init__(
+            f"Cannot send {'a task' if index is None else f'task {index}'} "
+            f"({function}) to a worker process: {what}, of type {type_name}, cannot be "
+            f"pickled: {reason}. Make the object inside the task, pass what it is made "
+            "from, or use backend='threading', which pickles nothing."
+        )
+
+
+class ResultPicklingError(FastjobError, PicklingError):
+    """What a task returned cannot be sent back to the caller.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input.
+    function, arguments : str
+        The task, shortened.
+    type_name : str
+        Type of the result.
+    reason : str
+        What pickle said.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        function: str,
+        arguments: str,
+        type_name: str,
+        reason: str,
+    ) -> None:
+        self.index = index
+        self.function = function
+        self.arguments = arguments
+        self.type_name = type_name
+        self.reason = reason
+        super().__init__(
+            f"The result of {describe_task(index, function, arguments)}, of type "
+            f"{type_name}, cannot be pickled: {reason}. Return plain data instead, or "
+            "use backend='threading', which pickles nothing."
+        )
+
+
+class UnpicklableExceptionError(FastjobError, RuntimeError):
+    """Stands for an exception of a task that could not be brought to the caller.
+
+    Parameters
+    ----------
+    type_name : str
+        Full name of the original exception's type.
+    text : str
+        What the original exception said.
+    traceback : str
+        Formatted traceback of the task.
+    reason : str
+        Why the original could not be brought over.
+    """
+
+    def __init__(
+        self, type_name: str, text: str, traceback: str = "", reason: str = ""
+    ) -> None:
+        self.type_name = type_name
+        self.text = text
+        self.traceback = traceback
+        self.reason = reason
+        original = f"{type_name}: {text}" if text else type_name
+        super().__init__(
+            f"A task raised {original}\n(The exception itself could not be pickled and "
+            f"rebuilt here: {reason or 'unknown reason'}. Give its class a __reduce__ "
+            "that works, or raise one made of plain data.)"
+        )
+
+
+class NurseryError(FastjobError, RuntimeError):
+    """The process that starts the workers cannot be started, or has died.
+
+    Parameters
+    ----------
+    what : str
+        What happened.
+    hint : str
+        What can be done about it.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        self.what = what
+        self.hint = hint or (
+            "The next call starts a new one; if this happens again, look at the limits "
+            "on processes, descriptors and memory ('ulimit -a'), or use "
+            "backend='threading'."
+        )
+        super().__init__(f"{what} {self.hint}")
+
+
+class TaskError:
+    """Stands in the results in the place of a task that failed.
+
+    Parameters
+    ----------
+    index : int
+        Place of the task in the input.
+    exception : BaseException
+        What the last attempt ended with.
+    traceback : str
+        Its formatted traceback, from where the task ran.
+    attempts : int
+        How many times the task was run.
+    elapsed : float
+        Seconds that the last attempt took.
+
+    Examples
+    --------
+    >>> TaskError(3, ValueError("negative"), "", 1, 0.25)
+    TaskError(index=3, exception=ValueError('negative'), attempts=1, elapsed=0.25)
+    """
+
+    __slots__ = ("attempts", "elapsed", "exception", "index", "traceback")
+
+    def __init__(
+        self,
+        index: int,
+        exception: BaseException,
+        traceback: str = "",
+        attempts: int = 1,
+        elapsed: float = 0.0,
+    ) -> None:
+        self.index = index
+        self.exception = exception
+        self.traceback = traceback
+        self.attempts = attempts
+        self.elapsed = elapsed
+
+    def __repr__(self) -> str:
+        return (
+            f"TaskError(index={self.index}, exception={self.exception!r}, "
+            f"attempts={self.attempts}, elapsed={self.elapsed:.3g})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskError, (
+            self.index,
+            self.exception,
+            self.traceback,
+            self.attempts,
+            self.elapsed,
+        )
+
+
+if TYPE_CHECKING:
+
+    class TaskTimeoutError(  # noqa: D101 - documented where it is made
+        FastjobError, TimeoutError, multiprocessing.TimeoutError
+    ):
+        index: int | None
+        function: str
+        arguments: str
+        timeout: float
+        pid: int | None
+
+        def __init__(
+            self,
+            index: int | None,
+            function: str,
+            arguments: str,
+            timeout: float,
+            pid: int | None = None,
+        ) -> None: ...
+
+
+def _make_timeout_error() -> type[FastjobError]:
+    import multiprocessing
+
+    class TaskTimeoutError(FastjobError, TimeoutError, multiprocessing.TimeoutError):
+        """A task ran for longer than ``timeout``.
+
+        It is a `TimeoutError` and a ``multiprocessing.TimeoutError``.
+
+        Parameters
+        ----------
+        index : int or None
+            Place of the task in the input.
+        function, arguments : str
+            The task, shortened.
+        timeout : float
+            Seconds that it was allowed.
+        pid : int or None
+            The worker process that ran it, if it was a process.
+        """
+
+        def __init__(
+            self,
+            index: int | None,
+            function: str,
+            arguments: str,
+            timeout: float,
+            pid: int | None = None,
+        ) -> None:
+            self.index = index
+            self.function = function
+            self.arguments = arguments
+            self.timeout = timeout
+            self.pid = pid
+            ran_in = "" if pid is None else f" in worker process {pid}"
+            super().__init__(
+                f"{describe_task(index, function, arguments)} ran{ran_in} for longer "
+                f"than timeout={timeout:g} seconds. Raise the timeout, or make the "
+                f"task smaller. {KEEP_GOING}"
+            )
+
+    TaskTimeoutError.__module__ = __name__
+    TaskTimeoutError.__qualname__ = "TaskTimeoutError"
+    return TaskTimeoutError
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TaskTimeoutError":
+        # Of two threads that come here at once, both get the class that is stored:
+        # setdefault stores and returns in one step.
+        return globals().setdefault(name, _make_timeout_error())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
