@@ -41,8 +41,8 @@ def rebuild(
     parameters of ``__init__`` are not the ``args`` of the exception.  Only the
     built-in base is initialised here: it has fields in C that depend on ``args``.
     """
-    base = next(c for c in cls.__mro__ if c.__module__ == "builtins")
-    error: BaseException = base.__new__(cls, *args)  # type: ignore[call-overload]
+    base: Any = next(c for c in cls.__mro__ if c.__module__ == "builtins")
+    error: BaseException = base.__new__(cls, *args)
     base.__init__(error, *args)
     error.args = args
     error.__dict__.update(state)
@@ -364,7 +364,7 @@ class TaskError:
 
 if TYPE_CHECKING:
 
-    class TaskTimeoutError(  # noqa: D101 - documented where it is made
+    class TaskTimeoutError(  # documented where it is made
         FastjobError, TimeoutError, multiprocessing.TimeoutError
     ):
         index: int | None
