@@ -42,8 +42,9 @@ def rebuild(
     built-in base is initialised here: it has fields in C that depend on ``args``.
     """
     base: Any = next(c for c in cls.__mro__ if c.__module__ == "builtins")
-    error: BaseException = base.__new__(cls, *args)
-    base.__init__(error, *args)
+    fields = args[:2] if base.__name__.endswith("ExceptionGroup") else args
+    error: BaseException = base.__new__(cls, *fields)
+    base.__init__(error, *fields)
     error.args = args
     error.__dict__.update(state)
     return error
