@@ -1,11 +1,20 @@
 """Build the Cython extensions of fastjob.
 
 Every ``.pyx`` under ``fastjob/_core`` is one extension; a new module needs no
-change here.  Cython's directives are set in this one place.  ``FASTJOB_DEBUG=1``
-builds with bounds checks, None checks and assertions, and with line tracing left
-to the user; a release build pays for none of them.
+change here.  Cython's directives are set in this one place.
+
+Environment variables
+---------------------
+FASTJOB_DEBUG=1
+    Bounds checks, None checks, overflow checks, assertions and debugging symbols; a
+    release build pays for none of them.
+FASTJOB_SANITIZE=address,undefined
+    Instrument the extensions with the compiler's sanitizers (see ``ci/sanitizers.sh``).
+FASTJOB_ANNOTATE=1
+    Write Cython's annotated HTML beside the generated C, in ``build/cython``.
 """
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -13,8 +22,15 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-DEBUG = os.environ.get("FASTJOB_DEBUG", "") not in ("", "0")
+
+def switch(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+DEBUG = switch("FASTJOB_DEBUG")
 SANITIZE = os.environ.get("FASTJOB_SANITIZE", "")
+
+CORES = os.cpu_count() or 1
 
 DIRECTIVES = {
     "language_level": 3,
@@ -35,13 +51,21 @@ if sys.platform != "win32":
 if not DEBUG:
     macros.append(("CYTHON_WITHOUT_ASSERTIONS", "1"))
 if SANITIZE:
-    compile_args += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+    compile_args += [
+        f"-fsanitize={SANITIZE}",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-g",
+    ]
     link_args += [f"-fsanitize={SANITIZE}"]
+
+# What was built with other settings must be built again.
+FLAVOUR = "-".join(filter(None, ["debug" if DEBUG else "release", SANITIZE]))
 
 extensions = [
     Extension(
-        str(path.with_suffix("")).replace(os.sep, "."),
-        [str(path)],
+        ".".join(path.with_suffix("").parts),
+        [path.as_posix()],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         define_macros=macros,
@@ -53,7 +77,15 @@ setup(
     ext_modules=cythonize(
         extensions,
         compiler_directives=DIRECTIVES,
-        build_dir="build/cython",
-        nthreads=0,
-    )
+        build_dir=f"build/cython/{FLAVOUR}",
+        annotate=switch("FASTJOB_ANNOTATE"),
+        # Any other start method would run this script again in each process.
+        nthreads=CORES if multiprocessing.get_start_method() == "fork" else 0,
+    ),
+    options={
+        # In place as well as for the wheel: `python -m fastjob` in a checkout finds
+        # the checkout's folder before the installed package.
+        "build_ext": {"parallel": CORES, "inplace": True},
+        "build": {"build_base": f"build/{FLAVOUR}"},
+    },
 )

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What the machine must have: a C compiler, Python with its headers and venv, and a
+# browser for the tests of the timeline page.  Installs from Debian what is missing.
+set -euo pipefail
+
+missing=()
+command -v gcc >/dev/null || missing+=(gcc libc6-dev)
+command -v chromium >/dev/null || missing+=(chromium)
+command -v python3 >/dev/null || missing+=(python3)
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+python3 - <<'PYTHON' || missing+=(python3-dev)
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
+PYTHON
+
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing: ${missing[*]}"
+  sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+  export DEBIAN_FRONTEND=noninteractive
+  $sudo apt-get update -qq
+  $sudo apt-get install -qq -y --no-install-recommends "${missing[@]}"
+fi
+
+gcc --version | head -n 1
+python3 --version
+chromium --version

@@ -1,0 +1,168 @@
+"""What a test may leave behind: nothing, except the warm pool until its module ends.
+
+``Snapshot.take()`` lists the processes, threads, file descriptors, shared memory
+files and temporary files of this moment; ``left_behind(before)`` says in words what
+has been added since.
+
+Processes are found in two ways, because each has a gap: by descent from this
+process (an orphan is not a descendant any more) and by a marker in the environment
+(a plain fork shows the environment that its parent was started with).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+import threading
+import uuid
+from dataclasses import dataclass
+
+import psutil
+
+MARKER = "FASTJOB_TEST_RUN"
+MARK = f"{os.getpid()}-{uuid.uuid4().hex}"
+GRACE = 5.0  # seconds in which something that is already ending may end
+
+# The standard library keeps these until the interpreter exits.
+STANDARD_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+STANDARD_TEMP_PREFIX = "pymp-"
+SHM_PREFIXES = ("fastjob", "psm_", "sem.mp-", "sem.fastjob")
+
+
+def mark_environment() -> None:
+    """Make each process that is started from here recognisable as ours."""
+    os.environ[MARKER] = MARK
+
+
+def _marked() -> list[psutil.Process]:
+    if not sys.platform.startswith("linux"):
+        return []
+    wanted = f"{MARKER}={MARK}".encode()
+    found = []
+    for pid in psutil.pids():
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if wanted in file.read():
+                    found.append(psutil.Process(pid))
+        except (OSError, psutil.NoSuchProcess):
+            continue  # not ours to read, or gone since it was listed
+    return found
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or f"({process.status()} {process.name()})"
+    except psutil.NoSuchProcess:
+        return ""
+    except psutil.ZombieProcess:
+        return f"(zombie {process.pid})"
+
+
+def _processes() -> set[psutil.Process]:
+    me = psutil.Process()
+    found = set(me.children(recursive=True)) | set(_marked())
+    return {
+        process
+        for process in found - {me}
+        if not any(name in _command(process) for name in STANDARD_PROCESSES)
+    }
+
+
+def _is_pool(process: psutil.Process) -> bool:
+    return "fastjob._" in _command(process)
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    if not sys.platform.startswith("linux"):
+        return set()
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+    return found - _tracker_descriptor()
+
+
+def _tracker_descriptor() -> set[tuple[int, str]]:
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    fd = None if tracker is None else tracker._resource_tracker._fd
+    return set() if fd is None else {(fd, os.readlink(f"/proc/self/fd/{fd}"))}
+
+
+def _shared_memory() -> set[str]:
+    folder = "/dev/shm"
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return {f"{folder}/{name}" for name in names if name.startswith(SHM_PREFIXES)}
+
+
+def _temporary() -> set[str]:
+    folder = tempfile.gettempdir()
+    return {
+        os.path.join(folder, name)
+        for name in os.listdir(folder)
+        if not name.startswith(STANDARD_TEMP_PREFIX)
+    }
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    processes: set[psutil.Process]
+    threads: set[threading.Thread]
+    descriptors: set[tuple[int, str]]
+    files: set[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        return cls(
+            _processes(),
+            set(threading.enumerate()),
+            _descriptors(),
+            _shared_memory() | _temporary(),
+        )
+
+
+def _still_running(processes: set[psutil.Process]) -> list[psutil.Process]:
+    _, alive = psutil.wait_procs(processes, timeout=GRACE)
+    return alive
+
+
+def _still_alive(threads: set[threading.Thread]) -> list[threading.Thread]:
+    for thread in threads:
+        thread.join(GRACE)
+    return [thread for thread in threads if thread.is_alive()]
+
+
+def left_behind(before: Snapshot, *, pool_may_stay: bool) -> list[str]:
+    """What exists now and did not exist before, one sentence a thing.
+
+    Parameters
+    ----------
+    before : Snapshot
+        What existed before.
+    pool_may_stay : bool
+        Whether fastjob's idle workers, and the descriptors they need, may stay.
+
+    Returns
+    -------
+    list of str
+        Empty when nothing was left behind.
+    """
+    gc.collect()
+    now = Snapshot.take()
+    processes = now.processes - before.processes
+    threads = now.threads - before.threads
+    if pool_may_stay:
+        processes = {process for process in processes if not _is_pool(process)}
+        threads = {t for t in threads if not t.name.startswith("fastjob")}
+    found = [f"process {p.pid}: {_command(p)}" for p in _still_running(processes)]
+    found += [f"thread {t.name!r}" for t in _still_alive(threads)]
+    if processes or threads:
+        now = Snapshot.take()
+    if not pool_may_stay:
+        new = sorted(now.descriptors - before.descriptors)
+        found += [f"file descriptor {fd}: {target}" for fd, target in new]
+    found += [f"file {name}" for name in sorted(now.files - before.files)]
+    return found
