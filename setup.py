@@ -21,6 +21,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 
 def switch(name: str) -> bool:
@@ -73,7 +74,22 @@ extensions = [
     for path in sorted(Path("fastjob/_core").glob("*.pyx"))
 ]
 
+
+class BuildHereToo(build_ext):
+    """Leave the extensions beside their sources as well as in the wheel.
+
+    ``python -m fastjob`` in a checkout finds the checkout's folder before the
+    installed package, so that folder must be whole.
+    """
+
+    def run(self):
+        super().run()
+        if not self.inplace:
+            self.copy_extensions_to_source()
+
+
 setup(
+    cmdclass={"build_ext": BuildHereToo},
     ext_modules=cythonize(
         extensions,
         compiler_directives=DIRECTIVES,
@@ -83,9 +99,7 @@ setup(
         nthreads=CORES if multiprocessing.get_start_method() == "fork" else 0,
     ),
     options={
-        # In place as well as for the wheel: `python -m fastjob` in a checkout finds
-        # the checkout's folder before the installed package.
-        "build_ext": {"parallel": CORES, "inplace": True},
+        "build_ext": {"parallel": CORES},
         "build": {"build_base": f"build/{FLAVOUR}"},
     },
 )
