@@ -23,7 +23,6 @@ import psutil
 
 MARKER = "FASTJOB_TEST_RUN"
 MARK = f"{os.getpid()}-{uuid.uuid4().hex}"
-GRACE = 5.0  # seconds in which something that is already ending may end
 
 # The standard library keeps these until the interpreter exits.
 STANDARD_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -124,18 +123,9 @@ class Snapshot:
         )
 
 
-def _still_running(processes: set[psutil.Process]) -> list[psutil.Process]:
-    _, alive = psutil.wait_procs(processes, timeout=GRACE)
-    return alive
-
-
-def _still_alive(threads: set[threading.Thread]) -> list[threading.Thread]:
-    for thread in threads:
-        thread.join(GRACE)
-    return [thread for thread in threads if thread.is_alive()]
-
-
-def left_behind(before: Snapshot, *, pool_may_stay: bool) -> list[str]:
+def left_behind(
+    before: Snapshot, *, pool_may_stay: bool, grace: float = 5.0
+) -> list[str]:
     """What exists now and did not exist before, one sentence a thing.
 
     Parameters
@@ -144,6 +134,8 @@ def left_behind(before: Snapshot, *, pool_may_stay: bool) -> list[str]:
         What existed before.
     pool_may_stay : bool
         Whether fastjob's idle workers, and the descriptors they need, may stay.
+    grace : float
+        Seconds in which a process or thread that is already ending may end.
 
     Returns
     -------
@@ -157,10 +149,13 @@ def left_behind(before: Snapshot, *, pool_may_stay: bool) -> list[str]:
     if pool_may_stay:
         processes = {process for process in processes if not _is_pool(process)}
         threads = {t for t in threads if not t.name.startswith("fastjob")}
-    found = [f"process {p.pid}: {_command(p)}" for p in _still_running(processes)]
-    found += [f"thread {t.name!r}" for t in _still_alive(threads)]
+    _, running = psutil.wait_procs(processes, timeout=grace)
+    for thread in threads:
+        thread.join(grace)
     if processes or threads:
         now = Snapshot.take()
+    found = [f"process {p.pid}: {_command(p)}" for p in running]
+    found += [f"thread {t.name!r}" for t in threads if t.is_alive()]
     if not pool_may_stay:
         new = sorted(now.descriptors - before.descriptors)
         found += [f"file descriptor {fd}: {target}" for fd, target in new]
