@@ -1,0 +1,862 @@
+"""`Parallel`: resolve what the user said into one `Call`, and have an engine run it.
+
+Everything about a call is settled here, once, before it starts; the engine runs it and
+knows nothing of this module.  What a call costs beyond its engine is a warm path of a
+few microseconds: nothing is imported, parsed or looked up that the previous call of
+the same shape has found already, and nobody is told of completions unless somebody
+listens.
+"""
+
+from __future__ import annotations
+
+import sys
+from _thread import allocate_lock
+from _weakref import ref
+from itertools import repeat
+from time import time
+
+from fastjob import config as _config
+from fastjob import verbosity
+from fastjob._core.call import Call, Counters
+from fastjob._core.delayed import delayed
+from fastjob.backends import registry
+from fastjob.backends.base import (
+    AutoBatchingMixin,
+    FallbackToBackend,
+    ParallelBackendBase,
+)
+from fastjob.backends.registry import BACKENDS, register_parallel_backend
+from fastjob.config import (
+    DEFAULTS,
+    get_active_backend,
+    parallel_backend,
+    parallel_config,
+)
+from fastjob.pre_dispatch import window_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+
+    T = TypeVar("T")
+    Kind = TypeVar("Kind", bound=str)
+    Task: TypeAlias = tuple[Callable[..., T], tuple[Any, ...], dict[str, Any]]
+    Listed: TypeAlias = Literal["list"]
+    Streamed: TypeAlias = Literal["generator", "generator_unordered"]
+else:
+    Kind = None
+
+    class Generic:
+        # Importing typing would double the time that `import fastjob` takes.
+        __class_getitem__ = classmethod(type(list[int]))
+
+    def overload(function):
+        return function
+
+
+__all__ = [
+    "BACKENDS",
+    "DEFAULT_BACKEND",
+    "AutoBatchingMixin",
+    "BatchCompletionCallBack",
+    "BatchedCalls",
+    "FallbackToBackend",
+    "LokyBackend",
+    "MultiprocessingBackend",
+    "Parallel",
+    "ParallelBackendBase",
+    "SequentialBackend",
+    "ThreadingBackend",
+    "cpu_count",
+    "delayed",
+    "effective_n_jobs",
+    "get_active_backend",
+    "parallel_backend",
+    "parallel_config",
+    "register_parallel_backend",
+]
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_RETURN_AS = ("list", "generator", "generator_unordered")
+_MMAP_MODES = ("r", "r+", "w+", "c", None)
+
+# How the default window is spelled; any other value counts tasks, not batches.
+_DEFAULT_WINDOW = "2*n_jobs"
+
+# Names that extension code imports from here, and that are imported when it does.
+_LAZY = {
+    "LokyBackend": ("fastjob.backends.processes", "LokyBackend"),
+    "MultiprocessingBackend": (
+        "fastjob.backends.multiprocessing",
+        "MultiprocessingBackend",
+    ),
+    "SequentialBackend": ("fastjob.backends.sequential", "SequentialBackend"),
+    "ThreadingBackend": ("fastjob.backends.threading", "ThreadingBackend"),
+    "BatchedCalls": ("fastjob.backends.callback", "BatchedCalls"),
+    "cpu_count": ("fastjob._core.cpu", "cpu_count"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DEFAULT_BACKEND":
+        return registry.DEFAULT_BACKEND
+    try:
+        module, attribute = _LAZY[name]
+    except KeyError:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}"
+        ) from None
+    __import__(module)
+    value = globals()[name] = getattr(sys.modules[module], attribute)
+    return value
+
+
+def effective_n_jobs(n_jobs: int | None = -1) -> int:
+    """Return how many tasks a call would run at the same time.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As for `Parallel`; None takes the active configuration's.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `n_jobs` is 0.
+
+    Examples
+    --------
+    >>> effective_n_jobs(3)
+    3
+    """
+    if n_jobs == 1:
+        return 1
+    backend, configured = get_active_backend()
+    workers = backend.effective_n_jobs(configured if n_jobs is None else n_jobs)
+    return workers  # type: ignore[no-any-return]
+
+
+def bytes_of(size: int | float | str | None) -> int:
+    """Return a size in bytes, given as a number or as ``'50K'``, ``'1M'``, ``'2G'``.
+
+    Parameters
+    ----------
+    size : int, float, str or None
+        None is no size at all.
+
+    Returns
+    -------
+    int
+        -1 for None.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or is negative.
+
+    Examples
+    --------
+    >>> bytes_of("1.5K")
+    1536
+    """
+    if size is None:
+        return -1
+    try:
+        if isinstance(size, str):
+            value = int(_UNITS[size[-1:]] * float(size[:-1]))
+        else:
+            value = int(size)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        value = -1
+    if value < 0:
+        raise ValueError(
+            f"max_nbytes={size!r} is not a size: give a number of bytes, None, or "
+            "something like '10G', '500M', '50K'."
+        )
+    return value
+
+
+class BatchCompletionCallBack:
+    """Called each time some tasks of a call have completed.
+
+    Replacing this class in ``fastjob.parallel`` by a subclass is a known way to follow
+    the progress of calls made in other people's code; one is then made, and called,
+    for each completion. Where nobody does so it costs nothing.
+
+    Parameters
+    ----------
+    dispatch_timestamp : float
+        When the call began, in seconds since the epoch.
+    batch_size : int
+        Number of tasks that have completed since last time.
+    parallel : Parallel
+        The object whose call it is.
+    """
+
+    def __init__(
+        self, dispatch_timestamp: float, batch_size: int, parallel: Parallel[Any]
+    ) -> None:
+        self.dispatch_timestamp = dispatch_timestamp
+        self.batch_size = batch_size
+        self.parallel = parallel
+
+    def __call__(self, out: object = None) -> None:
+        """Be told of the completion."""
+
+
+_OriginalCallBack = BatchCompletionCallBack
+
+
+class ResultStream:
+    """The results of a call as an iterator; what ``return_as="generator"`` returns.
+
+    Dropping it, or `close`, ends the call. One thread at a time may take from it.
+    """
+
+    __slots__ = ("__weakref__", "_next", "_owner", "_stream")
+
+    def __init__(self, parallel: Parallel[Any], stream: Any) -> None:
+        self._owner = [parallel]
+        self._stream = stream
+        self._next = stream.__next__
+
+    def __iter__(self) -> ResultStream:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._next()
+        except BaseException as error:
+            self._end(failed=not isinstance(error, StopIteration))
+            raise
+
+    def close(self) -> None:
+        """End the call; tasks that have not started are never run."""
+        self._end(failed=True)
+
+    def _end(self, failed: bool) -> None:
+        # Of two threads that come here at once, one pops the owner and ends the call.
+        try:
+            parallel = self._owner.pop()
+        except IndexError:
+            return
+        try:
+            self._stream.close()
+        finally:
+            parallel._finish(failed)
+
+    def __del__(self) -> None:
+        self._end(failed=True)
+
+
+class Parallel(Generic[Kind]):
+    """Run many calls of functions in parallel.
+
+    Parameters
+    ----------
+    n_jobs : int, optional
+        Number of workers. -1 is all cores that this process may use, -2 one less, and
+        so on. 1 runs a plain loop in the caller. None is what the surrounding
+        `parallel_config` says, else 1. Floats are cut.
+    backend : str or ParallelBackendBase or multiprocessing context, optional
+        ``"processes"`` (the default, also known as ``"loky"``), ``"threading"``,
+        ``"sequential"``, ``"multiprocessing"``, ``"dask"``, ``"ray"``, a name given to
+        `register_parallel_backend`, or a backend.
+    return_as : {"list", "generator", "generator_unordered"}
+        A list in the order of the tasks; an iterator in that order; or an iterator in
+        order of completion. An iterator computes ahead of its consumer, but never by
+        more than `pre_dispatch` allows.
+    verbose : int
+        0 is silent, above 10 reports every completion, from 50 on to stdout.
+    timeout : float, optional
+        Seconds that a single task may run, from its start in the worker. Not applied
+        where ``n_jobs`` is 1.
+    pre_dispatch : int or str
+        How many tasks are taken from the input and not yet completed at any time: a
+        number, ``"all"``, or an expression in ``n_jobs``. The default counts batches.
+    batch_size : int or "auto"
+        Tasks sent to a worker at once; ``"auto"`` measures.
+    temp_folder : str, optional
+        Folder for large arrays; None keeps them in anonymous shared memory.
+    max_nbytes : int or str, optional
+        Size in bytes, or like ``"1M"``, from which an array goes through shared
+        memory; None is never.
+    mmap_mode : {"r", "r+", "w+", "c", None}
+        How a task sees such an array.
+    prefer : {"processes", "threads"}, optional
+        A hint, where no backend is named.
+    require : {"sharedmem"}, optional
+        A constraint: the tasks share the memory of the caller.
+    inner_max_num_threads : int, optional
+        Native threads (BLAS, OpenMP, ...) that one worker may use; by default an equal
+        share of the cores.
+    on_error : {"raise", "return"}
+        Whether a failed task ends the call, or leaves a `TaskError` in its place.
+    retries : int
+        How many more times a failed task is run.
+    progress : bool or str or callable, optional
+        Show a progress bar, or call something with a record of the progress.
+    timeline : str, optional
+        File that receives a picture of the call (``.html``) or a trace (``.json``).
+    show_values : bool
+        Whether tracebacks show the values of parameters.
+    **backend_params
+        Options of the backend.
+
+    Raises
+    ------
+    ValueError
+        If an argument has no meaning.
+    TypeError
+        If the backend does not know one of the options.
+
+    Attributes
+    ----------
+    n_jobs : int
+    n_tasks : int or None
+        Length of the input of the current or last call, if it has one.
+    n_dispatched_tasks, n_dispatched_batches, n_completed_tasks : int
+        Counts of the current or last call.
+
+    Examples
+    --------
+    >>> from math import sqrt
+    >>> from fastjob import Parallel, delayed
+    >>> Parallel(n_jobs=1)(delayed(sqrt)(i**2) for i in range(5))
+    [0.0, 1.0, 2.0, 3.0, 4.0]
+    """
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __new__(
+            cls,
+            n_jobs: Any = ...,
+            backend: Any = ...,
+            return_as: Listed = ...,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Parallel[Listed]: ...
+        @overload
+        def __new__(
+            cls,
+            n_jobs: Any = ...,
+            backend: Any = ...,
+            *args: Any,
+            return_as: Streamed,
+            **kwargs: Any,
+        ) -> Parallel[Streamed]: ...
+
+    def __init__(
+        self,
+        n_jobs: Any = DEFAULTS["n_jobs"],
+        backend: Any = DEFAULTS["backend"],
+        return_as: str = "list",
+        verbose: Any = DEFAULTS["verbose"],
+        timeout: float | None = None,
+        pre_dispatch: Any = "2 * n_jobs",
+        batch_size: Any = "auto",
+        temp_folder: Any = DEFAULTS["temp_folder"],
+        max_nbytes: Any = DEFAULTS["max_nbytes"],
+        mmap_mode: Any = DEFAULTS["mmap_mode"],
+        prefer: Any = DEFAULTS["prefer"],
+        require: Any = DEFAULTS["require"],
+        *,
+        inner_max_num_threads: Any = DEFAULTS["inner_max_num_threads"],
+        on_error: Any = DEFAULTS["on_error"],
+        retries: Any = DEFAULTS["retries"],
+        progress: Any = DEFAULTS["progress"],
+        timeline: Any = DEFAULTS["timeline"],
+        show_values: Any = DEFAULTS["show_values"],
+        **backend_params: Any,
+    ) -> None:
+        config = _config.active()
+        resolve = _config.resolve
+        self.verbose = resolve("verbose", verbose, config)
+        self.timeout = timeout
+        self.pre_dispatch = pre_dispatch
+        self.return_as = return_as
+        self.return_generator = return_as != "list"
+        self.return_ordered = return_as != "generator_unordered"
+        self.batch_size = batch_size
+        prefer = resolve("prefer", prefer, config)
+        require = resolve("require", require, config)
+        max_nbytes = resolve("max_nbytes", max_nbytes, config)
+        self._options: dict[str, Any] = {
+            "max_nbytes": (1 << 20) if max_nbytes == "1M" else bytes_of(max_nbytes),
+            "mmap_mode": resolve("mmap_mode", mmap_mode, config),
+            "temp_folder": resolve("temp_folder", temp_folder, config),
+            "show_values": bool(resolve("show_values", show_values, config)),
+            "ordered": self.return_ordered,
+            "retries": resolve("retries", retries, config),
+        }
+        self.on_error = resolve("on_error", on_error, config)
+        self.progress = resolve("progress", progress, config)
+        self.timeline = resolve("timeline", timeline, config)
+        self._check_arguments(prefer, require)
+        self._options["return_errors"] = self.on_error == "return"
+
+        self._backend, n_jobs = self._choose_backend(
+            backend, backend_params, n_jobs, config, prefer, require
+        )
+        threads = resolve("inner_max_num_threads", inner_max_num_threads, config)
+        if threads is None:
+            threads = getattr(self._backend, "inner_max_num_threads", None)
+        self._options["inner_max_num_threads"] = threads
+        try:
+            self.n_jobs = int(n_jobs)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"n_jobs could not be converted to int: {n_jobs!r}"
+            ) from None
+        if self.return_generator and not getattr(
+            self._backend, "supports_return_generator", True
+        ):
+            raise ValueError(
+                f"Backend {self._backend} does not support return_as={return_as}"
+            )
+
+        # What `configure` of a backend is given beside n_jobs and parallel.
+        self._backend_kwargs = {
+            **backend_params,
+            "max_nbytes": None if max_nbytes is None else self._options["max_nbytes"],
+            "temp_folder": self._options["temp_folder"],
+            "mmap_mode": self._options["mmap_mode"],
+            "prefer": prefer,
+            "require": require,
+            "verbose": max(0, self.verbose - 50),
+        }
+        self._options["options"] = {
+            **getattr(self._backend, "backend_kwargs", {}),
+            **backend_params,
+        }
+        self._config = config
+        self._idle = allocate_lock()
+        self._stream: ref[ResultStream] | None = None
+        self._managed_backend = False
+        self._counters = Counters()
+        self.n_tasks: int | None = None
+        self._start_time = 0.0
+        self._listening = False
+        self._reporter: Any = None
+
+    # What was said
+
+    def _check_arguments(self, prefer: Any, require: Any) -> None:
+        if prefer is not None or require is not None:
+            _config.check_hints(prefer, require)
+        options = self._options
+        if self.return_as not in _RETURN_AS:
+            raise ValueError(
+                'Expected `return_as` parameter to be a string equal to "list",'
+                f'"generator" or "generator_unordered", but got {self.return_as} '
+                "instead."
+            )
+        size = self.batch_size
+        if size != "auto" and not (_is_integer(size) and size > 0):
+            raise ValueError(
+                f"batch_size must be 'auto' or a positive integer, got: {size!r}"
+            )
+        if self.timeout is not None and not _is_positive(self.timeout):
+            raise ValueError(
+                "timeout must be a positive number of seconds or None, got: "
+                f"{self.timeout!r}"
+            )
+        if not _is_integer(options["retries"]) or options["retries"] < 0:
+            raise ValueError(
+                f"retries must be an integer of at least 0, got: {options['retries']!r}"
+            )
+        if self.on_error not in ("raise", "return"):
+            raise ValueError(
+                f"on_error must be 'raise' or 'return', got: {self.on_error!r}"
+            )
+        if options["mmap_mode"] not in _MMAP_MODES:
+            raise ValueError(
+                f"mmap_mode must be one of {_MMAP_MODES}, got: {options['mmap_mode']!r}"
+            )
+
+    def _choose_backend(
+        self,
+        backend: Any,
+        backend_params: dict[str, Any],
+        n_jobs: Any,
+        config: dict[str, Any],
+        prefer: Any,
+        require: Any,
+    ) -> tuple[Any, Any]:
+        """Return the backend of this object, and its n_jobs."""
+        if backend is None or backend is DEFAULTS["backend"]:
+            backend, configured = _config.choose(config, prefer, require, self.verbose)
+        else:
+            configured = config.get("n_jobs")
+            level = _config.nesting_level_of(config)
+            if registry.is_backend(backend):
+                if backend.nesting_level is None:
+                    backend.nesting_level = level
+            elif registry.is_context(backend):
+                backend = registry.create(
+                    "multiprocessing", nesting_level=level, context=backend
+                )
+            else:
+                backend = registry.create(backend, nesting_level=level)
+            if require == "sharedmem" and not getattr(
+                backend, "supports_sharedmem", False
+            ):
+                raise ValueError(f"Backend {backend} does not support shared memory")
+        if backend_params:
+            check = getattr(backend, "check_options", None)
+            if check is not None:
+                check(backend_params)
+        if n_jobs is None or n_jobs is DEFAULTS["n_jobs"]:
+            n_jobs = configured
+        if n_jobs is None:
+            n_jobs = backend.default_n_jobs
+        return backend, n_jobs
+
+    # The life of a call
+
+    def __enter__(self) -> Parallel[Kind]:
+        self._managed_backend = True
+        self._configure()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._managed_backend = False
+        stream = self._stream() if self._stream is not None else None
+        if stream is not None:
+            stream.close()
+        self._backend.terminate()
+
+    @overload
+    def __call__(
+        self: Parallel[Listed], iterable: Iterable[Task[T]]
+    ) -> list[T]: ...
+    @overload
+    def __call__(
+        self: Parallel[Streamed], iterable: Iterable[Task[T]]
+    ) -> Iterator[T]: ...
+    def __call__(self, iterable: Iterable[Task[Any]]) -> Any:
+        """Run the tasks of an iterable.
+
+        Parameters
+        ----------
+        iterable : iterable of tuple
+            What calls of `delayed` functions return: ``(function, args, kwargs)``.
+
+        Returns
+        -------
+        list or iterator
+            The results, as `return_as` says.
+
+        Raises
+        ------
+        RuntimeError
+            If this object is running another call.
+        TaskTimeoutError
+            If a task has run for longer than `timeout`.
+        TerminatedWorkerError
+            If a worker has died.
+        Exception
+            Whatever a task raises, with its traceback in the worker as the cause.
+        """
+        return self._run(
+            iterable, len(iterable) if hasattr(iterable, "__len__") else None
+        )
+
+    def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any]) -> Any:
+        """Call a function with the items of iterables, as the built-in ``map`` does.
+
+        Parameters
+        ----------
+        function : callable
+        *iterables : iterable
+            One for each argument of the function; the shortest ends the call.
+
+        Returns
+        -------
+        list or iterator
+            The results, as `return_as` says.
+
+        Examples
+        --------
+        >>> Parallel(n_jobs=1).map(pow, [2, 3], [5, 2])
+        [32, 9]
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable.")
+        lengths = [len(i) if hasattr(i, "__len__") else None for i in iterables]
+        known = [length for length in lengths if length is not None]
+        n_tasks = min(known) if len(known) == len(lengths) else None
+        return self._run(_tasks_of(function, zip(*iterables)), n_tasks)  # noqa: B905
+
+    def starmap(
+        self, function: Callable[..., Any], iterable: Iterable[Iterable[Any]], /
+    ) -> Any:
+        """Call a function with each item of an iterable as its arguments.
+
+        Parameters
+        ----------
+        function : callable
+        iterable : iterable of tuple
+
+        Returns
+        -------
+        list or iterator
+            The results, as `return_as` says.
+
+        Examples
+        --------
+        >>> Parallel(n_jobs=1).starmap(pow, [(2, 5), (3, 2)])
+        [32, 9]
+        """
+        n_tasks = len(iterable) if hasattr(iterable, "__len__") else None
+        return self._run(_tasks_of(function, map(tuple, iterable)), n_tasks)
+
+    def _run(self, iterable: Iterable[Any], n_tasks: int | None) -> Any:
+        tasks: Iterator[Any] = iter(iterable)
+        if not self._idle.acquire(False):
+            raise RuntimeError(
+                "This Parallel instance is already running !"
+                + (
+                    " Before submitting new tasks, you must wait for the completion of "
+                    "all the previous tasks, or clean all references to the output "
+                    "generator."
+                    if self.return_generator
+                    else ""
+                )
+            )
+        failed = True
+        streaming = False
+        try:
+            self.n_tasks = n_tasks
+            self._start_time = time()
+            call, backend = self._open()
+            engine = registry.open_engine(backend, call)
+            if self._listening:
+                tasks = self._watch(tasks)
+            if self.return_generator:
+                results = ResultStream(self, engine.stream(tasks))
+                self._stream = ref(results)
+                streaming = True
+            else:
+                results = engine.run(tasks)
+            failed = False
+            return results
+        finally:
+            if not streaming:
+                self._finish(failed)
+
+    def _open(self) -> tuple[Call, Any]:
+        """Return the call, and the backend that runs it."""
+        if self._managed_backend:
+            n_jobs = self._backend.effective_n_jobs(self.n_jobs)
+        else:
+            n_jobs = self._configure()
+        backend = self._backend
+        if n_jobs > 1:
+            nested = _config.nested(backend, self._config)
+        elif n_jobs == 1:
+            backend, nested = _sequential(), None
+        else:
+            raise RuntimeError(f"{type(backend).__name__} has no active worker.")
+
+        pre_dispatch = self.pre_dispatch
+        if pre_dispatch == "2 * n_jobs" or (
+            isinstance(pre_dispatch, str)
+            and pre_dispatch.replace(" ", "") == _DEFAULT_WINDOW
+        ):
+            ahead, in_batches = 2 * n_jobs, True
+        else:
+            ahead, in_batches = window_of(pre_dispatch, n_jobs), False
+
+        self._listening = listening = bool(
+            self.verbose
+            or self.progress
+            or BatchCompletionCallBack is not _OriginalCallBack
+            or type(self).print_progress is not _print_progress
+        )
+        call = Call(
+            n_jobs,
+            ahead=ahead,
+            ahead_in_batches=in_batches,
+            timeout=self.timeout or 0.0,
+            batch_size=0 if self.batch_size == "auto" else self.batch_size,
+            nested=nested,
+            on_batch=self._on_batch if listening else None,
+            **self._options,
+        )
+        self._counters = call.counters
+        if listening:
+            self._listen(n_jobs, ahead)
+        return call, backend
+
+    def _configure(self) -> int:
+        """Make the backend ready and return the number of workers."""
+        backend = self._backend
+        try:
+            n_jobs: int = backend.configure(
+                n_jobs=self.n_jobs, parallel=self, **self._backend_kwargs
+            )
+        except Exception as error:
+            # By name: joblib's backends raise joblib's class of this name.
+            if type(error).__name__ != "FallbackToBackend":
+                raise
+            self._backend = registry.native(error.backend)  # type: ignore[attr-defined]
+            return self._configure()
+        if self.timeout is not None and n_jobs > 1 and not backend.supports_timeout:
+            import warnings
+
+            name = type(backend).__name__
+            warnings.warn(
+                f"The backend class {name!r} does not support timeout. You have set "
+                f"'timeout={self.timeout}' in Parallel but the 'timeout' parameter "
+                "will not be used.",
+                UserWarning,
+                stacklevel=5,
+            )
+        return n_jobs
+
+    def _finish(self, failed: bool) -> None:
+        """End a call, whose engine has left nothing behind."""
+        try:
+            if self._listening:
+                self._aborting = failed
+                self._original_iterator = None
+                if not (failed or self._said_finished):
+                    self.print_progress()
+                reporter, self._reporter = self._reporter, None
+                if reporter is not None:
+                    reporter.close()
+        finally:
+            try:
+                if not self._managed_backend:
+                    self._backend.terminate()
+            finally:
+                self._idle.release()
+
+    # What is told
+
+    @property
+    def n_dispatched_tasks(self) -> int:
+        return self._counters.dispatched_tasks
+
+    @property
+    def n_dispatched_batches(self) -> int:
+        return self._counters.dispatched_batches
+
+    @property
+    def n_completed_tasks(self) -> int:
+        return self._counters.completed_tasks
+
+    def _effective_n_jobs(self) -> int:
+        return self._backend.effective_n_jobs(self.n_jobs)  # type: ignore[no-any-return]
+
+    def _listen(self, n_jobs: int, ahead: int) -> None:
+        """Begin to follow a call."""
+        self._pre_dispatch_amount = ahead
+        self._input_done = self._said_finished = self._aborting = False
+        # Once it is None, the number of tasks is known.
+        self._original_iterator = self if ahead else None
+        if n_jobs > 1:
+            self._print(
+                f"Using backend {type(self._backend).__name__} with {n_jobs} "
+                "concurrent workers."
+            )
+        if self.progress:
+            from fastjob import progress
+
+            self._reporter = progress.start(
+                self.progress, self._counters, self.n_tasks, repr(self)
+            )
+
+    def _watch(self, tasks: Iterator[Any]) -> Iterator[Any]:
+        """Pass on the input, and notice its end."""
+        yield from tasks
+        self._input_done = True
+
+    def _on_batch(self, n_tasks: int) -> None:
+        """Be told by the engine that more tasks have completed."""
+        if BatchCompletionCallBack is not _OriginalCallBack:
+            BatchCompletionCallBack(self._start_time, n_tasks, self)(None)
+        if self._reporter is not None:
+            self._reporter.update(self._counters.completed_tasks)
+        self.print_progress()
+        # After the message: it is about the tasks that were known when these ended.
+        if self._input_done:
+            self._original_iterator = None
+
+    def print_progress(self) -> None:
+        """Report the progress of the call; called on each completion.
+
+        A subclass may override it. It may read `n_tasks`, `n_dispatched_tasks`,
+        `n_dispatched_batches` and `n_completed_tasks`.
+        """
+        verbose = self.verbose
+        if not verbose:
+            return
+        completed = self.n_completed_tasks
+        dispatched = self.n_dispatched_tasks
+        elapsed = time() - self._start_time
+        message: str | None
+        if self._original_iterator is not None:
+            if verbosity.is_quiet(self.n_dispatched_batches, verbose):
+                return
+            message = verbosity.consuming(completed, self.n_tasks, elapsed)
+        elif completed == dispatched and not self._aborting:
+            self._said_finished = True
+            message = verbosity.finished(completed, self.n_tasks, elapsed)
+        else:
+            message = verbosity.draining(
+                completed,
+                dispatched,
+                self.n_tasks,
+                elapsed,
+                verbose,
+                self._pre_dispatch_amount,
+            )
+        if message is not None:
+            self._print(message)
+
+    def _print(self, message: str) -> None:
+        """Write a line to stderr, or to stdout where `verbose` is 50 or more."""
+        if not self.verbose:
+            return
+        out = sys.stderr if self.verbose < 50 else sys.stdout
+        out.write(f"[{self}]: {message}\n")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_jobs={self.n_jobs})"
+
+
+_print_progress = Parallel.print_progress
+_sequential_backend: Any = None
+
+
+def _sequential() -> Any:
+    """Return the backend of calls with one worker."""
+    global _sequential_backend
+    if _sequential_backend is None:
+        _sequential_backend = registry.create("sequential", nesting_level=0)
+    return _sequential_backend
+
+
+def _tasks_of(function: Callable[..., Any], rows: Iterable[Any]) -> Iterator[Any]:
+    """Return the tasks of `map`: made in C, with one kwargs dict for all of them."""
+    return zip(repeat(function), rows, repeat({}))  # noqa: B905
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(type(value), "__index__")
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return bool(value > 0)
+    except TypeError:
+        return False
