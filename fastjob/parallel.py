@@ -785,7 +785,7 @@ class Parallel(Generic[Kind]):
         if BatchCompletionCallBack is not _OriginalCallBack:
             BatchCompletionCallBack(self._start_time, n_tasks, self)(None)
         if self._reporter is not None:
-            self._reporter.update(self._counters.completed_tasks)
+            self._reporter.update(n_tasks)
         self.print_progress()
         # After the message: it is about the tasks that were known when these ended.
         if self._input_done:

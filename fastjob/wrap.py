@@ -80,9 +80,8 @@ def wrap_non_picklable_objects(obj: Any, keep_wrapper: bool = True) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(obj(*args, **kwargs), keep_wrapper)
 
-        # An instance that can be called is wrapped as such; the protocol looks for
-        # __call__ on the type.
-        if hasattr(obj, "__call__"):  # noqa: B004
+        # Python looks for __call__ on the type, and callable() with it.
+        if any("__call__" in vars(base) for base in obj.__mro__):
 
             def __call__(self, *args: Any, **kwargs: Any) -> Any:
                 return self._obj(*args, **kwargs)

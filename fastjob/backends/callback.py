@@ -1,0 +1,494 @@
+"""The engine of backends that offer `submit(func, callback)` and no more.
+
+Guarantees: at most ``call.ahead`` tasks (or batches) are taken from the input and not
+completed; results are complete and in order; when a call ends, in whatever way, the
+backend is told to drop what is still in flight and that the call has ended.
+
+Assumes of the backend that it calls the callback once for each batch, in any thread,
+also from within `submit`, and also when the batch has failed; `retrieve_result_callback`
+then returns what the batch returned or raises.  A backend that does not set
+`supports_retrieve_callback` is asked for its batches one after the other, in the order
+of submission, by the thread that runs the call: such backends (of the time before
+joblib 1.3) need not call the callback when a batch fails, so a failure can only be seen
+that way.
+
+Only the thread that runs the call takes input, submits and counts.  A callback does
+nothing but fetch its result and put its batch on a queue, so the only state shared
+between threads is that queue, whose `put` never blocks.  A callback that comes after
+its call has ended, or after its batch was given up, puts its batch on a queue that
+nobody reads, or is recognised by `live` being false.
+
+The tasks of a batch never raise to the backend: a batch returns what its tasks returned
+and what they raised.  So all backends treat failures alike, one failed task does not
+cost the results of its neighbours, and the error names its task.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from queue import Empty, SimpleQueue
+from time import monotonic
+
+from fastjob import config, failure
+from fastjob.errors import TaskError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from fastjob._core.call import Call
+
+# A stream in the order of the tasks may hold this many windows of finished results
+# behind one slow task before the input is taken no further.
+STREAM_WINDOWS = 8
+
+
+class BatchedCalls:
+    """The tasks of a batch as one callable without arguments; can be pickled.
+
+    Parameters
+    ----------
+    iterator_slice : iterable of tuple
+        The tasks: ``(function, args, kwargs)``.
+    backend_and_jobs : tuple or dict, optional
+        What nested calls start from: a backend and its n_jobs, or a configuration
+        made by `config.nested`.
+    reducer_callback, pickle_cache
+        Accepted for the sake of code written for joblib.
+    """
+
+    def __init__(
+        self,
+        iterator_slice: Iterable[Any],
+        backend_and_jobs: Any = None,
+        reducer_callback: Any = None,
+        pickle_cache: Any = None,
+    ) -> None:
+        self.items = list(iterator_slice)
+        if isinstance(backend_and_jobs, tuple):
+            backend, n_jobs = backend_and_jobs
+            backend_and_jobs = {"backend": backend, "n_jobs": n_jobs}
+        self.nested = backend_and_jobs
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __call__(self) -> Any:
+        """Run the tasks and return their results."""
+        if self.nested is None:
+            return self.run()
+        token = config.restore(self.nested)
+        try:
+            return self.run()
+        finally:
+            config.reset(token)
+
+    def run(self) -> Any:
+        return [function(*args, **kwargs) for function, args, kwargs in self.items]
+
+
+class GuardedCalls(BatchedCalls):
+    """A batch that returns the failures of its tasks beside their results.
+
+    Parameters
+    ----------
+    first : int
+        Index of the first task.
+    tasks : iterable of tuple
+        The tasks.
+    call : Call
+        What the batch belongs to.
+    packed : bool
+        Whether exceptions must be packed to reach the caller.
+    """
+
+    def __init__(
+        self, first: int, tasks: Iterable[Any], call: Call, packed: bool
+    ) -> None:
+        super().__init__(tasks, call.nested)
+        self.first = first
+        self.go_on = call.return_errors or call.retries > 0
+        self.show_values = call.show_values
+        self.packed = packed
+
+    def run(self) -> tuple[list[Any], list[tuple[int, Any, str, float]]]:
+        """Run the tasks, up to the first failure if that ends the call.
+
+        Returns
+        -------
+        results : list
+            One for each task that was run; None for one that failed.
+        failures : list of tuple
+            Offset in the batch, exception (packed or not), traceback, seconds.
+        """
+        results: list[Any] = []
+        failures: list[tuple[int, Any, str, float]] = []
+        for offset, (function, args, kwargs) in enumerate(self.items):
+            begin = monotonic()
+            try:
+                results.append(function(*args, **kwargs))
+            except BaseException as error:
+                elapsed = monotonic() - begin
+                index = self.first + offset
+                task = (error, index, function, args, kwargs, self.show_values)
+                sent: Any = error
+                if self.packed:
+                    text = failure.describe(*task)
+                    sent = failure.pack(error, text)
+                else:
+                    text = failure.attach(*task)
+                failures.append((offset, sent, text, elapsed))
+                results.append(None)
+                if not self.go_on:
+                    break
+        return results, failures
+
+
+class _Batch:
+    """A batch as the caller sees it, and the callback that is given to `submit`."""
+
+    __slots__ = (
+        "attempts",
+        "clock",
+        "elapsed",
+        "engine",
+        "error",
+        "first",
+        "job",
+        "live",
+        "outcome",
+        "submitted",
+        "tasks",
+    )
+
+    def __init__(
+        self, engine: CallbackEngine, first: int, tasks: list[Any], attempts: int
+    ) -> None:
+        self.engine = engine
+        self.first = first
+        self.tasks = tasks
+        self.attempts = attempts
+        self.live = True  # written by the caller only
+        self.job: Any = None
+        self.submitted = monotonic()
+        self.clock: float | None = None  # when it is taken to have started
+        self.elapsed = 0.0
+        self.outcome: Any = None
+        self.error: BaseException | None = None
+
+    def __call__(self, out: Any = None, *_: Any) -> None:
+        """Take the result, in whatever thread the backend calls this."""
+        engine = self.engine
+        self.elapsed = monotonic() - self.submitted
+        if not engine.by_callback or not self.live:
+            return
+        try:
+            self.outcome = engine.backend.retrieve_result_callback(out)
+        except BaseException as error:  # also what a worker's exit was turned into
+            self.error = error
+        engine.ready.put(self)
+
+    # joblib's backends may call this on the callback.
+    def register_job(self, job: Any) -> None:
+        self.job = job
+
+
+class CallbackEngine:
+    """Runs one call on a backend of joblib's protocol.
+
+    Parameters
+    ----------
+    backend : object
+        Has `submit`, and `retrieve_result_callback` or `retrieve_result`.
+    call : Call
+        What to do.
+    """
+
+    def __init__(self, backend: Any, call: Call) -> None:
+        self.backend = backend
+        self.call = call
+        self.by_callback = bool(getattr(backend, "supports_retrieve_callback", False))
+        self.packed = not getattr(backend, "supports_sharedmem", False)
+        self.make_calls = getattr(backend, "batch_class", GuardedCalls)
+        self.ready: SimpleQueue[_Batch] = SimpleQueue()
+        # In order of submission. Written by the caller only.
+        self.in_flight: dict[int, _Batch] = {}
+        self.again: deque[tuple[int, Any, int]] = deque()  # index, task, attempts
+        self.n_taken = 0
+        self.n_in_flight = 0  # tasks
+        self.n_waiting = 0  # tasks finished and not handed over (streams)
+        self.exhausted = False
+        self.open = True
+        self.context: Any = None
+        if call.timeout > 0 and not getattr(backend, "supports_timeout", True):
+            self.timeout = 0.0
+        else:
+            self.timeout = call.timeout
+
+    # The contract
+
+    def run(self, tasks: Iterator[Any]) -> list[Any]:
+        """Run all tasks and return their results in order."""
+        found: dict[int, list[Any]] = {}
+        try:
+            self._begin(tasks)
+            for first, results in self._completed(tasks):
+                found[first] = results
+        finally:
+            self.close()
+        return [result for first in sorted(found) for result in found[first]]
+
+    def stream(self, tasks: Iterator[Any]) -> _Stream:
+        """Start the tasks and return an iterator over their results."""
+        try:
+            self._begin(tasks)
+        except BaseException:
+            self.close()
+            raise
+        return _Stream(self, tasks)
+
+    def close(self) -> None:
+        """End the call; harmless the second time."""
+        if not self.open:
+            return
+        self.open = False
+        backend = self.backend
+        unfinished = bool(self.in_flight)
+        for batch in self.in_flight.values():
+            batch.live = False
+        self.in_flight.clear()
+        try:
+            if unfinished:
+                parallel = getattr(backend, "parallel", None)
+                managed = getattr(parallel, "_managed_backend", False)
+                backend.abort_everything(ensure_ready=managed)
+        finally:
+            context, self.context = self.context, None
+            if context is not None:
+                context.__exit__(None, None, None)
+            stop = getattr(backend, "stop_call", None)
+            if stop is not None:
+                stop()
+
+    # Taking and submitting
+
+    def _begin(self, tasks: Iterator[Any]) -> None:
+        start = getattr(self.backend, "start_call", None)
+        if start is not None:
+            start()
+        self._fill(tasks)
+        enter = getattr(self.backend, "retrieval_context", None)
+        if enter is not None:
+            self.context = enter()
+            self.context.__enter__()
+
+    def _room(self) -> int:
+        """Tasks that may be taken now; 0 when the window is full."""
+        call = self.call
+        size: int = call.batch_size or self.backend.compute_batch_size()
+        if self.timeout:
+            # So that a batch that takes too long is a task that does.
+            size = 1
+        if not call.ahead:
+            return size
+        if self.n_waiting > STREAM_WINDOWS * call.ahead * size:
+            return 0
+        if call.ahead_in_batches:
+            return size if len(self.in_flight) < call.ahead else 0
+        # A large batch must not take the whole window for one worker.
+        share = -(-call.ahead // call.n_jobs)
+        return min(size, share, call.ahead - self.n_in_flight)
+
+    def _fill(self, tasks: Iterator[Any]) -> None:
+        while self.again:
+            index, task, attempts = self.again.popleft()
+            self._submit(index, [task], attempts)
+        while not self.exhausted:
+            room = self._room()
+            if room <= 0:
+                return
+            taken = list(islice(tasks, room))
+            self.exhausted = len(taken) < room
+            if taken:
+                first, self.n_taken = self.n_taken, self.n_taken + len(taken)
+                counters = self.call.counters
+                counters.dispatched_tasks += len(taken)
+                counters.dispatched_batches += 1
+                self._submit(first, taken, 1)
+
+    def _submit(self, first: int, tasks: list[Any], attempts: int) -> None:
+        calls = self.make_calls(first, tasks, self.call, self.packed)
+        batch = _Batch(self, first, tasks, attempts)
+        self.in_flight[first] = batch
+        self.n_in_flight += len(tasks)
+        batch.job = self.backend.submit(calls, callback=batch)
+
+    # Waiting and collecting
+
+    def _completed(self, tasks: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the index of a first task and results, in order of completion."""
+        while True:
+            if not self.in_flight:
+                # A consumer that has caught up has made room again.
+                self._fill(tasks)
+                if not self.in_flight:
+                    return
+            batch = self._wait()
+            if batch is None:
+                self._fill(tasks)
+                continue
+            del self.in_flight[batch.first]
+            self.n_in_flight -= len(batch.tasks)
+            done = self._settle(batch)
+            n_done = sum(len(results) for _, results in done)
+            self.call.counters.completed_tasks += n_done
+            self._fill(tasks)
+            if n_done and self.call.on_batch is not None:
+                self.call.on_batch(n_done)
+            yield from done
+
+    def _wait(self) -> _Batch | None:
+        """Return a batch that has ended; None if one was given up."""
+        if not self.by_callback:
+            batch = next(iter(self.in_flight.values()))
+            try:
+                batch.outcome = self.backend.retrieve_result(
+                    batch.job, timeout=self.timeout or None
+                )
+            except Exception as error:
+                batch.error = error
+            return batch
+        while True:
+            try:
+                batch = self.ready.get(timeout=self._patience())
+            except Empty:
+                return self._give_up()
+            if batch.live:
+                return batch
+
+    def _patience(self) -> float | None:
+        """Return the seconds until the next task has run for too long.
+
+        The backend does not say when a task starts. As many batches as there are
+        workers are taken to run, the oldest ones first.
+        """
+        if not self.timeout:
+            return None
+        now = monotonic()
+        first_end = None
+        for batch in islice(self.in_flight.values(), self.call.n_jobs):
+            if batch.clock is None:
+                batch.clock = now
+            end = batch.clock + self.timeout
+            first_end = end if first_end is None else min(end, first_end)
+        return None if first_end is None else max(first_end - now, 0.0)
+
+    def _give_up(self) -> _Batch | None:
+        """End the tasks that have run for too long; the others start again."""
+        now = monotonic()
+        running = list(islice(self.in_flight.values(), self.call.n_jobs))
+        late = [b for b in running if b.clock is not None]
+        late = [b for b in late if now - b.clock >= self.timeout]  # type: ignore[operator]
+        if not late:
+            return None
+        batch = late[0]
+        function, args, kwargs = batch.tasks[0]
+        from fastjob.errors import TaskTimeoutError
+
+        name, arguments = failure.shorten_parts(
+            function, args, kwargs, self.call.show_values
+        )
+        batch.error = TaskTimeoutError(batch.first, name, arguments, self.timeout)
+        if self.call.return_errors or self.call.retries:
+            # The backend can only stop everything.
+            self.backend.abort_everything(ensure_ready=True)
+            others = [b for b in self.in_flight.values() if b is not batch]
+            for other in others:
+                other.live = False
+                del self.in_flight[other.first]
+                self.n_in_flight -= len(other.tasks)
+            for other in others:
+                self._submit(other.first, other.tasks, other.attempts)
+        return batch
+
+    def _settle(self, batch: _Batch) -> list[tuple[int, list[Any]]]:
+        """Return the results of a batch that has ended, task errors among them.
+
+        Tasks that are to be run again are put aside.
+        """
+        call = self.call
+        batch.live = False
+        if batch.error is not None:
+            failures = [(i, batch.error, "", 0.0) for i in range(len(batch.tasks))]
+            results: list[Any] = [None] * len(batch.tasks)
+        else:
+            results, failures = self._read(batch.outcome)
+            if not failures:
+                self.backend.batch_completed(len(batch.tasks), batch.elapsed)
+                return [(batch.first, results)]
+        lost = set()
+        for offset, sent, text, elapsed in failures:
+            index = batch.first + offset
+            error = failure.unpack(sent) if isinstance(sent, bytes) else sent
+            if batch.attempts <= call.retries:
+                call.counters.retried_tasks += 1
+                self.again.append((index, batch.tasks[offset], batch.attempts + 1))
+                lost.add(offset)
+                continue
+            call.counters.failed_tasks += 1
+            if not call.return_errors:
+                raise error
+            results[offset] = TaskError(index, error, text, batch.attempts, elapsed)
+        if not lost:
+            return [(batch.first, results)]
+        return [
+            (batch.first + offset, [result])
+            for offset, result in enumerate(results)
+            if offset not in lost
+        ]
+
+    def _read(self, outcome: Any) -> tuple[list[Any], list[Any]]:
+        read = getattr(self.make_calls, "read", None)
+        return outcome if read is None else read(outcome)  # type: ignore[no-any-return]
+
+
+class _Stream:
+    """Iterates over the results of a call of a `CallbackEngine`."""
+
+    def __init__(self, engine: CallbackEngine, tasks: Iterator[Any]) -> None:
+        self.engine = engine
+        self.results = self._ordered(tasks) if engine.call.ordered else self._any(tasks)
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.results)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the call."""
+        self.results.close()
+        self.engine.close()
+
+    def _any(self, tasks: Iterator[Any]) -> Any:
+        for _, results in self.engine._completed(tasks):
+            yield from results
+
+    def _ordered(self, tasks: Iterator[Any]) -> Any:
+        engine = self.engine
+        early: dict[int, list[Any]] = {}
+        turn = 0
+        for first, results in engine._completed(tasks):
+            early[first] = results
+            engine.n_waiting += len(results)
+            while turn in early:
+                results = early.pop(turn)
+                turn += len(results)
+                engine.n_waiting -= len(results)
+                yield from results
