@@ -32,21 +32,28 @@ __all__ = [
 KEEP_GOING = "on_error='return' keeps the other results; retries=1 runs it again."
 
 
+def builtin_base(cls: type[BaseException]) -> Any:
+    """The built-in class that an exception's class derives from first."""
+    return next(c for c in cls.__mro__ if c.__module__ == "builtins")
+
+
 def rebuild(
-    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+    cls: type[BaseException],
+    fields: tuple[Any, ...],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
 ) -> BaseException:
     """Make an exception again from its parts, without running its ``__init__``.
 
     ``pickle`` calls ``cls(*args)``, which fails, or changes the message, when the
     parameters of ``__init__`` are not the ``args`` of the exception.  Only the
-    built-in base is initialised here: it has fields in C that depend on ``args``.
+    built-in base is initialised here, with ``fields``: it keeps some in C.
     """
-    base: Any = next(c for c in cls.__mro__ if c.__module__ == "builtins")
-    fields = args[:2] if base.__name__.endswith("ExceptionGroup") else args
+    base = builtin_base(cls)
     error: BaseException = base.__new__(cls, *fields)
     base.__init__(error, *fields)
     error.args = args
-    error.__dict__.update(state)
+    base.__setstate__(error, state)
     return error
 
 
@@ -69,7 +76,8 @@ class FastjobError(Exception):
     """Base of every error that fastjob raises on its own account."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (type(self), self.args, self.__dict__.copy())
+        state = self.__dict__.copy()
+        return rebuild, (type(self), self.args, self.args, state)
 
 
 class RemoteTraceback(Exception):

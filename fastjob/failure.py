@@ -23,6 +23,7 @@ from fastjob.errors import (
     RemoteTraceback,
     TaskPicklingError,
     UnpicklableExceptionError,
+    builtin_base,
     rebuild,
 )
 
@@ -299,32 +300,34 @@ def _pack_one(exc: BaseException) -> tuple[bytes | None, str]:
 
 
 def _reduces_by_default(cls: type[BaseException]) -> bool:
-    parts: Any = BaseException
-    return (
-        cls.__reduce__ is parts.__reduce__
-        and cls.__reduce_ex__ is parts.__reduce_ex__
-        and getattr(cls, "__setstate__", None) is parts.__setstate__
+    """Whether pickle would be told by built-in code how to rebuild it."""
+    own: Any = cls
+    base = builtin_base(cls)
+    return all(
+        getattr(own, name) is getattr(base, name)
+        for name in ("__reduce__", "__reduce_ex__", "__setstate__")
     )
 
 
 def _pack_parts(exc: BaseException) -> bytes:
-    """Pickle of ``(class, args, attributes)``, without the members of a group.
+    """Pickle of the arguments of `rebuild`, without the members of a group.
 
     Attributes that cannot be pickled are left out, and a note says so: the type of
     the exception matters more to who catches it.
     """
+    reduced: Any = exc.__reduce__()
+    fields, state = reduced[1], reduced[2] if len(reduced) > 2 else {}
     args = exc.args
     if isinstance(exc, GROUP_TYPES):
-        args = (exc.message, *args[2:])
-    state = exc.__dict__
+        fields, args = (exc.message,), (exc.message, *args[2:])
     try:
-        return _dumps((type(exc), args, state))
+        return _dumps((type(exc), fields, args, state))
     except Exception:
         kept, left_out = _picklable_part(state)
         if left_out:
             note = f"(attributes that could not be pickled: {', '.join(left_out)})"
             kept["__notes__"] = [*kept.get("__notes__", []), note]
-        return _dumps((type(exc), args, kept))
+        return _dumps((type(exc), fields, args, kept))
 
 
 def _unpack_one(
@@ -334,10 +337,10 @@ def _unpack_one(
     try:
         made = pickle.loads(data)
         if type(made) is tuple:
-            cls, args, state = made
+            cls, fields, args, state = made
             if issubclass(cls, GROUP_TYPES):
-                args = (args[0], members, *args[1:])
-            made = rebuild(cls, args, state)
+                fields, args = (*fields, members), (args[0], members, *args[1:])
+            made = rebuild(cls, fields, args, state)
         if isinstance(made, BaseException):
             return made, ""
     except KeyboardInterrupt:  # the user's, in the caller
