@@ -9,10 +9,10 @@ import threading
 import traceback
 
 import pytest
+from failing import caught, chained, in_context, suppressed
 
 from fastjob import failure, tracetext
 from fastjob.errors import RemoteTraceback, TaskPicklingError, UnpicklableExceptionError
-from failing import caught, chained, in_context, suppressed
 
 ExceptionGroup = getattr(builtins, "ExceptionGroup", Exception)
 needs_groups = pytest.mark.skipif(

@@ -7,9 +7,9 @@ import sys
 import warnings
 
 import pytest
+from failing import caught, chained, in_context, suppressed
 
 from fastjob import failure, tracetext
-from failing import caught, chained, in_context, suppressed
 
 ExceptionGroup = getattr(builtins, "ExceptionGroup", Exception)
 needs_groups = pytest.mark.skipif(
