@@ -1,0 +1,29 @@
+"""The command line: ``python -m benchmarks versus|limits|counts``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import versus
+
+_COMMANDS = {
+    "versus": (versus, "fastjob beside joblib and other peers"),
+}
+
+
+def main() -> int:
+    """Parse the arguments and run one command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, text) in _COMMANDS.items():
+        module.add_options(commands.add_parser(name, help=text, description=text))
+    options = parser.parse_args()
+    try:
+        return _COMMANDS[options.command][0].run(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

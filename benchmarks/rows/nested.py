@@ -1,0 +1,102 @@
+"""Work that has threads or a parallel library inside: BLAS and scikit-learn."""
+
+from __future__ import annotations
+
+from benchmarks.row import Row
+
+
+def _products(session, seeds):
+    from benchmarks import array_tasks
+
+    return session.run(array_tasks.product, seeds)
+
+
+def _products_limit(seeds, n_jobs):
+    from benchmarks import array_tasks
+
+    return [array_tasks.product(seed) for seed in seeds]
+
+
+def _blobs(size):
+    from sklearn.datasets import make_classification
+
+    return make_classification(n_samples=size, n_features=5, random_state=0)
+
+
+def _cross_validation(session, data):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import ShuffleSplit, cross_val_score
+
+    features, labels = data
+    splits = ShuffleSplit(n_splits=200, test_size=0.3, random_state=0)
+    with session.joblib_backend():
+        return cross_val_score(LogisticRegression(), features, labels, cv=splits)
+
+
+def _grid_search(session, data):
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV
+
+    features, labels = data
+    grid = {"alpha": [0.01 * (i + 1) for i in range(100)]}
+    with session.joblib_backend():
+        search = GridSearchCV(Ridge(), grid, cv=5, refit=False)
+        return search.fit(features, labels).cv_results_["mean_test_score"]
+
+
+ROWS = (
+    Row(
+        "blas-2",
+        "8 products of 2000x2000 matrices, 2 workers",
+        "processes",
+        range,
+        _products,
+        8,
+        2,
+        close=True,
+        observe=True,
+        target=1.0,
+        limit=_products_limit,
+        limit_title="in the caller, all its threads",
+    ),
+    Row(
+        "blas-8",
+        "16 products of 2000x2000 matrices, 8 workers",
+        "processes",
+        range,
+        _products,
+        16,
+        8,
+        n_jobs=8,
+        close=True,
+        observe=True,
+        target=1.0,
+        versus={"mp_pool": 1.3},
+        limit=_products_limit,
+        limit_title="in the caller, all its threads",
+    ),
+    Row(
+        "sklearn-cross-validation",
+        "cross_val_score, logistic regression, 200 splits",
+        "sklearn",
+        _blobs,
+        _cross_validation,
+        200,
+        200,
+        close=True,
+        requires="sklearn",
+        target=1.5,
+    ),
+    Row(
+        "sklearn-grid-search",
+        "GridSearchCV over 500 cheap fits",
+        "sklearn",
+        _blobs,
+        _grid_search,
+        200,
+        200,
+        close=True,
+        requires="sklearn",
+        target=1.5,
+    ),
+)
