@@ -55,7 +55,7 @@ def load_iris() -> dict[str, NDArray[np.float64]]:
     >>> {species: rows.shape for species, rows in load_iris().items()}
     {'setosa': (50, 4), 'versicolor': (50, 4), 'virginica': (50, 4)}
     """
-    text = files("fastjob").joinpath("data", "iris.csv").read_text(encoding="utf-8")
+    text = (files("fastjob") / "data" / "iris.csv").read_text(encoding="utf-8")
     plants: dict[str, list[list[float]]] = {}
     for *numbers, species in list(csv.reader(text.splitlines()))[1:]:
         plants.setdefault(species, []).append([float(number) for number in numbers])

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from fastjob import demo
 
 SMALL = ["--permutations", "300", "--bootstraps", "300"]
