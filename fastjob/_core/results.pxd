@@ -47,8 +47,8 @@ cdef class ResultStream:
     cpdef int finish(self) except -1
     cpdef int fail(self, object error) except -1
     cpdef int close(self) except -1
-    cpdef bint wanted(self)
-    cpdef long long room(self, long long taken)
+    cpdef bint wanted(self) noexcept
+    cpdef long long room(self, long long taken) noexcept
     cpdef list take_all(self)
 
     cdef int store(self, long long position, object value,
@@ -65,3 +65,8 @@ cdef class ResultStream:
 @final
 cdef class ResultIterator:
     cdef ResultStream stream
+
+
+# A function that, called from compiled code, makes the interpreter handle signals and
+# exceptions set by other threads.
+cdef object handle_pending

@@ -64,7 +64,7 @@ cdef double SLICE = 0.1
 
 # Calling a function of bytecode makes the interpreter handle what is pending: signals,
 # and exceptions set from other threads.  Compiled code alone never does.
-cdef object handle_pending = eval("lambda: [None for _ in (0, 1)]")
+handle_pending = eval("lambda: [None for _ in (0, 1)]")
 
 cdef long long NO_LIMIT = 1 << 62
 
@@ -187,7 +187,7 @@ cdef class ResultStream:
         unlock_leaf(self.lock)
         return 0
 
-    cpdef bint wanted(self):
+    cpdef bint wanted(self) noexcept:
         """Whether anybody still wants results."""
         cdef bint wanted
         lock_leaf(self.lock)
@@ -195,7 +195,7 @@ cdef class ResultStream:
         unlock_leaf(self.lock)
         return wanted
 
-    cpdef long long room(self, long long taken):
+    cpdef long long room(self, long long taken) noexcept:
         """How many more tasks may be taken by a producer that has taken so many."""
         cdef long long room
         lock_leaf(self.lock)

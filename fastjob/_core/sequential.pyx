@@ -1,0 +1,156 @@
+"""The engine that runs a call's tasks one after the other, where the call is made.
+
+It is a loop.  A task is taken, run, and dropped before the next one is taken; the
+results of a stream are computed when they are asked for.  There is no thread, no lock
+and nothing to clean up, and therefore no timeout: nobody is there to look at a clock.
+
+Calls of compiled functions with arguments from a list execute no bytecode, so that
+nothing would ever look for Ctrl-C; the loop does, every so many tasks.
+"""
+
+import time
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from cython cimport final
+
+from fastjob._core.call cimport Call, Counters
+from fastjob._core.delayed cimport as_task, run_task
+from fastjob._core.results cimport handle_pending
+
+from fastjob.errors import TaskError
+from fastjob.failure import attach
+
+cdef extern from "Python.h":
+    PyObject *PyIter_Next(object iterator) except? NULL
+
+# Looking for signals costs about 100 ns: nothing, once in so many tasks.
+cdef enum:
+    LOOK_AROUND = 256
+
+
+cdef object END = object()
+
+
+@final
+cdef class SequentialEngine:
+    """Runs one call in the calling thread.
+
+    Parameters
+    ----------
+    call : Call
+    """
+
+    cdef Call call
+    cdef Counters counters
+    cdef object on_batch
+    cdef long long batch
+    cdef bint timed
+    cdef object iterator         # None before the call and after its end
+    cdef bint inside             # a task or the input is running
+
+    def __cinit__(self, Call call):
+        self.call = call
+        self.counters = call.counters
+        self.on_batch = call.on_batch
+        self.batch = max(1, call.batch_size)
+        self.timed = call.return_errors
+
+    def run(self, tasks):
+        """Run all tasks and return their results in order."""
+        cdef list results = []
+        cdef object value
+        self.iterator = iter(tasks)
+        try:
+            value = self.step()
+            while value is not END:
+                results.append(value)
+                value = self.step()
+        finally:
+            self.iterator = None
+        return results
+
+    def stream(self, tasks):
+        """Return an iterator over the results, each computed when it is asked for."""
+        self.iterator = iter(tasks)
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef object value
+        if self.inside:
+            raise ValueError("the next result is already being computed")
+        if self.iterator is None:
+            raise StopIteration
+        self.inside = True
+        try:
+            value = self.step()
+        except BaseException:
+            self.iterator = None
+            raise
+        finally:
+            self.inside = False
+        if value is END:
+            self.iterator = None
+            raise StopIteration
+        return value
+
+    def close(self):
+        """End the call: no further task is taken."""
+        self.iterator = None
+
+    # Take the next task, run it and return its result, or END.
+    cdef object step(self):
+        cdef long long index = self.counters.dispatched_tasks
+        cdef object iterator = self.iterator
+        cdef PyObject *item
+        cdef tuple task
+        cdef object value
+        cdef double started = 0
+        if iterator is None:  # closed by the task before, or by on_batch
+            return END
+        item = PyIter_Next(iterator)
+        if item == NULL:
+            return END
+        try:
+            task = as_task(<object>item, index)
+        finally:
+            Py_DECREF(<object>item)
+        if index % LOOK_AROUND == 0:
+            handle_pending()
+        self.counters.dispatched_tasks = index + 1
+        if index % self.batch == 0:
+            self.counters.dispatched_batches += 1
+        if self.timed:
+            started = time.monotonic()
+        try:
+            value = run_task(task)
+        except BaseException as error:
+            value = self.recover(task, index, error, started)
+        task = None
+        self.counters.completed_tasks += 1
+        if self.on_batch is not None:
+            self.on_batch(1)
+        return value
+
+    # Run a failed task again, as often as the call says.  Returns the result, or what
+    # stands in its place; raises what ends the call.
+    cdef object recover(self, tuple task, long long index, object error,
+                        double started):
+        cdef int attempt = 1
+        while isinstance(error, Exception) and attempt <= self.call.retries:
+            attempt += 1
+            self.counters.retried_tasks += 1
+            started = time.monotonic()
+            try:
+                return run_task(task)
+            except BaseException as another:
+                error = another
+        self.counters.failed_tasks += 1
+        elapsed = time.monotonic() - started
+        text = attach(error, index, task[0], task[1], task[2], self.call.show_values)
+        if not (self.call.return_errors and isinstance(error, Exception)):
+            raise error
+        return TaskError(index, error, text, attempt, elapsed)
