@@ -1,0 +1,695 @@
+"""Who reads which block: lending between two processes, and taking back.
+
+A `Link` is one end of a channel between two processes.  Its owner side *lends* blocks
+to the peer: it sends a token, and the descriptors of regions that the peer does not
+have yet.  Its receiver side *opens* a token and gets a `View`, an object with the
+buffer protocol on memory that was mapped once for the whole region.
+
+How the owner learns that a view is gone, without a message: each direction of a link
+has a *table* in shared memory with one byte, a slot, for each loan.  The owner sets
+it to LENT; the last act of the view's deallocator is to set it to RETURNED.  That is
+one atomic operation on a byte: safe in any thread, in a finalizer, and while the
+interpreter shuts down.  The owner looks when it needs memory and at
+`Store.collect`: it searches the table for returned slots (memchr: 100,000 live loans
+take some microseconds), marks them FREE and drops its reference to the block.  A
+block whose last reference goes is reused by its store.
+
+Guarantee: a block is never reused, and its memory never given back, while any process
+can read it through a view.  A loan holds a reference to its `Block`; so it has to be
+shown that a loan is taken back only when nobody holds a view of it or can still get
+one.  A loan is one token, a token is opened at most once.
+
+1. *Lend, open, drop.*  The owner writes LENT before it sends the token, so it cannot
+   take a slot that it has lent for one RETURNED before (slots are reused only after
+   they have been marked FREE).  The receiver writes RETURNED after the last use of
+   the view (release order); the owner reads it (acquire) before it writes the block.
+2. *Token in flight.*  The slot is LENT until the token is opened and dropped, or
+   `discard`ed unopened.  If the peer dies first, the slot stays LENT and the loan
+   ends with `close`, which is called once the peer is dead: nobody can open it then.
+3. *Receiver dies.*  Holding views: as 2.  Just after RETURNED: as 1, the loan is taken
+   back by whichever looks first.  The table outlives it: both processes map it.
+4. *Owner dies.*  Nobody reuses anything any more.  The receiver's mappings keep all
+   memory that it has; tokens already received can be opened until it calls
+   `close`.  That gives back the memory of the dead peer that no view covers, and marks
+   the regions orphaned; the last view on a block gives back the block's memory.
+   Interleaving: (a) `close` marks, then counts the views of each block; (b) a
+   deallocator counts down, then looks at the mark.  Both are sequentially consistent,
+   so at least one of them sees the other and gives the memory back; twice is harmless,
+   since nobody allocates there.
+5. *The owner keeps using a block that it has lent* (a result that the worker keeps, an
+   argument lent to several workers): other references to the `Block` keep it; each
+   loan adds one.
+6. *Passing on.*  A worker that lends a part of a view to its own workers sends the
+   descriptor it received.  The loan holds the view, so the first owner's slot stays
+   LENT until the last process in the chain has dropped it.  A region that is passed on
+   is not marked `owned`: whoever receives it never gives its memory back.
+7. *The receiver forks.*  The child holds the same views without the owner knowing.
+   (a) Before the fork all slots that are LENT become INHERITED; (b) a view opened
+   between that and the fork itself is INHERITED from the start; (c) a deallocator
+   turns INHERITED into INHERITED_DROPPED, which the owner does not take for RETURNED;
+   (d) the child and all its descendants hold the write end of a pipe: when its read
+   end hangs up, none of them is left, and with no such pipe left INHERITED becomes
+   LENT and INHERITED_DROPPED becomes RETURNED.  In (c) and (d) each change is a
+   compare-and-swap, so a deallocator that runs meanwhile is not lost.  The child's
+   own deallocators see that the epoch has changed and touch nothing.  A slot that is
+   inherited when its process dies is never taken back: a descendant may live.
+8. *The owner forks.*  The child's copies of links, stores and blocks are of an older
+   epoch and touch neither tables nor memory.  It has no views of these blocks.
+
+Nothing here rests on the GIL: loans and their lists are under the process's one mutex
+(see ``segments``), tables are atomic bytes.  One thread at a time uses a given link;
+its loans may be taken back by any thread.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdlib cimport free, realloc
+from libc.string cimport memchr
+
+from fastjob._core.segments cimport (
+    GRANULE,
+    GRANULE_BITS,
+    PAGE,
+    Block,
+    Holders,
+    Region,
+    current_epoch,
+    enter_child,
+    lock,
+    open_file,
+    set_reclaim,
+    unlock,
+)
+from fastjob._core.shm cimport (
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    POLLHUP,
+    PROT_READ,
+    PROT_WRITE,
+    errno,
+    mmap,
+    munmap,
+    poll,
+    pollfd,
+    pwrite,
+    shm_add,
+    shm_count,
+    shm_load,
+    shm_load64,
+    shm_store,
+    shm_store64,
+    shm_swap,
+)
+
+import os
+from threading import get_ident
+
+cdef enum:
+    TABLE_BYTES = TABLE_HEADER + TABLE_SLOTS
+    DROP_AT_ONCE = 256
+
+cdef char no_slots[PAGE]
+
+# All guarded by the mutex.
+cdef void *first_link = NULL       # the open links of this process
+cdef unsigned int forking = 0      # forks between their hooks
+cdef unsigned int generations = 0  # forks some descendants of which are alive
+cdef bint inherited = False        # some slots may be INHERITED or INHERITED_DROPPED
+
+# Read ends of the pipes that the descendants of a fork hold.
+cdef list inheritors = []
+# By thread: the two ends of the pipe of the fork it is at.
+cdef dict pipes = {}
+
+
+@cython.final
+@cython.no_gc
+cdef class Table:
+    """The slots of one direction of a link, mapped; its end of the descriptor."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.head != NULL:
+            munmap(self.head, TABLE_BYTES)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    cdef int map(self, int fd) except -1:
+        """Map the file and own ``fd``, whatever happens."""
+        self.fd = fd
+        cdef void *address = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE,
+                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
+        if address == MAP_FAILED:
+            raise OSError(errno, f"cannot map a table: {os.strerror(errno)}")
+        self.head = <TableHead *>address
+        self.slots = <unsigned char *>address + TABLE_HEADER
+        self.epoch = current_epoch()
+        return 0
+
+    cdef void release(self, unsigned int slot) noexcept nogil:
+        """Say that this process no longer reads through ``slot``; the receiver."""
+        cdef unsigned char *state = self.slots + slot
+        while not (shm_swap(state, LENT, RETURNED)
+                   or shm_swap(state, INHERITED, INHERITED_DROPPED)):
+            pass
+
+    cdef void pin(self) noexcept nogil:
+        """Make all that is lent inherited; the receiver, under the mutex."""
+        cdef size_t slot
+        for slot in range(shm_load64(&self.head.high)):
+            shm_swap(self.slots + slot, LENT, INHERITED)
+
+    cdef void unpin(self) noexcept nogil:
+        """Undo `pin`, since no descendant lives; the receiver, under the mutex."""
+        cdef size_t slot
+        for slot in range(shm_load64(&self.head.high)):
+            if not shm_swap(self.slots + slot, INHERITED, LENT):
+                shm_swap(self.slots + slot, INHERITED_DROPPED, RETURNED)
+
+
+@cython.final
+@cython.no_gc
+cdef class View:
+    """A peer's buffer, kept from being reused for as long as this object lives.
+
+    Attributes
+    ----------
+    mode : str
+        ``'r'``: read-only; ``'r+'``: writable, shared; ``'c'``: writable, private.
+    nbytes : int
+    """
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.nbytes, not self.writable,
+                          flags)
+
+    def __len__(self):
+        return self.nbytes
+
+    def __dealloc__(self):
+        cdef Holders *holders
+        if self.private != NULL:
+            munmap(self.private, self.private_size)
+        if self.table is None or self.table.epoch != current_epoch():
+            return
+        if self.counted:
+            holders = self.region.holders + (self.offset >> GRANULE_BITS)
+            if (shm_add(&holders.views, -1) == 0 and shm_load(&self.region.orphaned)
+                    and not shm_count(&generations)):
+                self.region.remove(self.offset,
+                                   <size_t>holders.granules << GRANULE_BITS)
+        self.table.release(self.slot)
+
+    cdef int map_private(self) except -1:
+        """Point at a copy-on-write mapping of the buffer instead of the shared one."""
+        cdef size_t start = self.offset & ~<size_t>(GRANULE - 1)
+        cdef size_t size = self.offset + max(self.nbytes, <size_t>1) - start
+        if self.region.fd < 0:
+            raise ValueError("mode 'c' needs a link that keeps descriptors")
+        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_NORESERVE, self.region.fd, start)
+        if address == MAP_FAILED:
+            raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
+        self.private = address
+        self.private_size = size
+        self.address = <char *>address + (self.offset - start)
+        return 0
+
+
+@cython.final
+@cython.no_gc
+cdef class Link:
+    """This process's end of a channel on which blocks are lent, both ways.
+
+    Parameters
+    ----------
+    keep_fds : bool
+        Keep the descriptors of received regions, which mode ``'c'`` and passing a
+        view on to a third process need.
+
+    Attributes
+    ----------
+    outstanding : int
+        Loans that have not been taken back.
+    """
+
+    def __cinit__(self, *, bint keep_fds=True):
+        self.keep_fds = keep_fds
+        self.numbers = {}
+        self.unsent = []
+        self.regions = []
+        self.epoch = current_epoch()
+        self.linked = True
+        global first_link
+        lock()
+        self.next = first_link
+        if self.next != NULL:
+            (<Link>self.next).previous = <void *>self
+        first_link = <void *>self
+        unlock()
+
+    def __dealloc__(self):
+        # A link that was never closed: the peer may live, so its loans are kept.
+        self.unlink()
+        free(self.loans)
+        free(self.unused)
+
+    cdef void unlink(self) noexcept nogil:
+        """Leave the registry."""
+        global first_link
+        if self.epoch != current_epoch():
+            return
+        lock()
+        if self.linked:
+            self.linked = False
+            if self.previous != NULL:
+                (<Link>self.previous).next = self.next
+            else:
+                first_link = self.next
+            if self.next != NULL:
+                (<Link>self.next).previous = self.previous
+        unlock()
+
+    cdef int check(self) except -1:
+        if not self.linked or self.epoch != current_epoch():
+            raise RuntimeError("a link was used after it was closed; "
+                               "this is a bug in fastjob, please report it")
+        return 0
+
+    # The owner's side.
+
+    cpdef bytes lend(self, list blocks):
+        """Lend blocks to the peer: keep them until its views of them are gone.
+
+        To be called when the message is about to be sent: a loan whose token does not
+        reach the peer ends only with the link.  `take_fds` comes after it.
+
+        Parameters
+        ----------
+        blocks : list of Block
+
+        Returns
+        -------
+        bytes
+            The tokens, for the peer's `open` or `discard`; 24 bytes each.
+        """
+        self.check()
+        cdef bytes tokens = PyBytes_FromStringAndSize(NULL, len(blocks) * sizeof(Token))
+        cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
+        cdef Block block
+        for block in blocks:
+            token.offset = block.offset
+            token.nbytes = block.nbytes
+            token.region = self.number_of(block)
+            token.slot = self.lend_one(block)
+            token += 1
+        return tokens
+
+    cdef unsigned int number_of(self, Block block) except? 0xFFFFFFFF:
+        """The number of the block's region on this link."""
+        cdef Table table
+        cdef Region region = block.region
+        number = self.numbers.get(region)
+        if number is not None:
+            return number
+        if region.fd < 0:
+            raise ValueError("a view cannot be passed on without its descriptor")
+        if self.lent is None:
+            table = Table.__new__(Table)
+            table.map(open_table())
+            self.unsent.append(table.fd)
+            self.lent = table
+        if len(self.numbers) == MAX_REGIONS:
+            raise OverflowError("too many regions on one link")
+        number = len(self.numbers)
+        self.lent.head.owned[number] = block.own
+        self.numbers[region] = number
+        self.unsent.append(region.fd)
+        return number
+
+    cdef unsigned int lend_one(self, Block block) except? 0xFFFFFFFF:
+        cdef unsigned long long slot
+        cdef int error = 0, saved = 0
+        cdef void *grown
+        cdef size_t size
+        lock()
+        slot = self.lent.head.high
+        if self.unused_count:
+            self.unused_count -= 1
+            slot = self.unused[self.unused_count]
+        elif slot == TABLE_SLOTS:
+            error = 1
+        else:
+            if slot % PAGE == 0 and pwrite(self.lent.fd, no_slots, PAGE,
+                                           TABLE_HEADER + slot) != PAGE:
+                error = 2  # reserve before touching, as for blocks
+                saved = errno
+            elif slot == self.loans_size:
+                size = max(<size_t>64, self.loans_size * 2)
+                grown = realloc(self.loans, size * sizeof(void *))
+                if grown == NULL:
+                    error = 3
+                else:
+                    self.loans = <void **>grown
+                    grown = realloc(self.unused, size * sizeof(unsigned int))
+                    if grown == NULL:
+                        error = 3
+                    else:
+                        self.unused = <unsigned int *>grown
+                        self.loans_size = size
+        if not error:
+            Py_INCREF(block)
+            self.loans[slot] = <void *>block
+            self.outstanding += 1
+            shm_store(self.lent.slots + slot, LENT)
+            if slot == self.lent.head.high:
+                shm_store64(&self.lent.head.high, slot + 1)
+        unlock()
+        if error == 1:
+            raise OverflowError(f"more than {TABLE_SLOTS} buffers lent to one process")
+        if error == 2:
+            raise OSError(saved, f"cannot extend a table: {os.strerror(saved)}")
+        if error == 3:
+            raise MemoryError
+        return <unsigned int>slot
+
+    cpdef list take_fds(self):
+        """Return the descriptors that the peer needs for the tokens made so far.
+
+        They stay the link's, are valid until it is closed, and are to be sent with,
+        or before, the message that holds the tokens.
+        """
+        fds = self.unsent
+        self.unsent = []
+        return fds
+
+    cdef size_t drop_loans(self, void **dropped, size_t limit) noexcept nogil:
+        """Take returned loans off the list, at most ``limit``; under the mutex."""
+        cdef size_t count = 0, slot
+        cdef unsigned char *found
+        cdef unsigned char *start
+        cdef unsigned char *end
+        if self.lent is None:
+            return 0
+        start = self.lent.slots
+        end = start + self.lent.head.high
+        while count < limit:
+            found = <unsigned char *>memchr(start, RETURNED, end - start)
+            if found == NULL:
+                break
+            shm_load(found)  # acquire: what the receiver did is done
+            slot = found - self.lent.slots
+            dropped[count] = self.loans[slot]
+            self.loans[slot] = NULL
+            shm_store(found, FREE)
+            self.unused[self.unused_count] = <unsigned int>slot
+            self.unused_count += 1
+            count += 1
+            start = found + 1
+        self.outstanding -= count
+        return count
+
+    # The receiver's side.
+
+    cpdef object give_fds(self, object fds):
+        """Take the descriptors that came with a message, in order; they are ours now.
+        """
+        self.check()
+        cdef Region region
+        cdef Table table
+        cdef size_t number
+        remaining = list(fds)
+        try:
+            while remaining:
+                fd = remaining.pop(0)
+                if self.borrowed is None:
+                    table = Table.__new__(Table)
+                    table.map(fd)
+                    self.borrowed = table
+                    continue
+                region = Region.__new__(Region)
+                region.map(fd, os.fstat(fd).st_size)
+                number = len(self.regions)
+                if number < MAX_REGIONS and self.borrowed.head.owned[number]:
+                    region.track()
+                if not self.keep_fds:
+                    region.fd = -1
+                    os.close(fd)
+                self.regions.append(region)
+        finally:
+            for fd in remaining:
+                os.close(fd)
+
+    cpdef list open(self, bytes tokens, str mode):
+        """Open the buffers that the peer has lent.
+
+        Parameters
+        ----------
+        tokens : bytes
+            What the peer's `lend` returned; each token is opened or discarded once.
+        mode : {'r', 'r+', 'w+', 'c'}
+            As in `numpy.memmap`.
+
+        Returns
+        -------
+        list of View
+        """
+        self.check()
+        cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
+        cdef size_t i
+        cdef list views = []
+        if mode == "w+":
+            mode = "r+"
+        if mode not in ("r", "r+", "c"):
+            raise ValueError(f"mode must be 'r', 'r+', 'w+' or 'c', not {mode!r}")
+        for i in range(len(tokens) // sizeof(Token)):
+            views.append(self.open_one(token + i, mode))
+        return views
+
+    cdef View open_one(self, Token *token, str mode):
+        cdef View view = View.__new__(View)
+        cdef Holders *holders
+        cdef Region region
+        if token.region >= len(self.regions) or self.borrowed is None:
+            raise RuntimeError("a buffer came without its descriptor; "
+                               "this is a bug in fastjob, please report it")
+        region = self.regions[token.region]
+        view.region = region
+        view.offset = token.offset
+        view.nbytes = token.nbytes
+        view.mode = mode
+        view.writable = mode != "r"
+        view.address = region.address + token.offset
+        view.slot = token.slot
+        if region.holders != NULL:
+            holders = region.holders + (token.offset >> GRANULE_BITS)
+            holders.granules = <unsigned int>(
+                (token.nbytes + GRANULE - 1) >> GRANULE_BITS)
+            shm_add(&holders.views, 1)
+            view.counted = True
+        view.table = self.borrowed
+        if shm_count(&forking):
+            # A child that is being forked gets this view too.
+            shm_swap(self.borrowed.slots + token.slot, LENT, INHERITED)
+        if mode == "c":
+            view.map_private()
+        return view
+
+    cpdef object discard(self, bytes tokens):
+        """Return tokens that will not be opened."""
+        self.check()
+        cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
+        cdef size_t i
+        for i in range(len(tokens) // sizeof(Token)):
+            self.borrowed.release(token[i].slot)
+
+    cpdef object close(self):
+        """End all loans, since the peer is dead; may be called again.
+
+        Views that this process has opened stay valid.
+        """
+        cdef Region region
+        cdef size_t slot, high = 0
+        cdef unsigned char state
+        cdef void *block
+        if not self.linked or self.epoch != current_epoch():
+            return
+        self.unlink()
+        # No other thread can reach the loans now.
+        if self.lent is not None:
+            high = self.lent.head.high
+        for slot in range(high):
+            block = self.loans[slot]
+            state = shm_load(self.lent.slots + slot)
+            if block != NULL and state != INHERITED and state != INHERITED_DROPPED:
+                self.loans[slot] = NULL
+                self.outstanding -= 1
+                Py_DECREF(<object><PyObject *>block)
+        self.lent = None
+        self.numbers.clear()
+        self.unsent.clear()
+        for region in self.regions:
+            if region.holders != NULL:
+                shm_store(&region.orphaned, 1)
+                if not shm_count(&generations):
+                    remove_unread(region)
+        self.regions.clear()
+        self.borrowed = None
+
+
+cdef void remove_unread(Region region) noexcept nogil:
+    """Give back the memory of a dead peer's region that no view covers."""
+    cdef size_t granule = 0, end = region.size >> GRANULE_BITS, start = 0
+    cdef bint read = False
+    for granule in range(end):
+        if shm_count(&region.holders[granule].views):
+            read = True
+            break
+    if not read:
+        return  # the mapping is about to go, and all the memory with it
+    granule = 0
+    while granule < end:
+        if shm_count(&region.holders[granule].views):
+            if granule > start:
+                region.remove(start << GRANULE_BITS, (granule - start) << GRANULE_BITS)
+            granule += region.holders[granule].granules
+            start = granule
+        else:
+            granule += 1
+    if end > start:
+        region.remove(start << GRANULE_BITS, (end - start) << GRANULE_BITS)
+
+
+cdef int open_table() except -1:
+    """A file for a table, with its head reserved."""
+    cdef int fd
+    try:
+        fd = open_file(None, TABLE_BYTES)
+    except OSError:
+        import tempfile
+        fd = open_file("/dev/shm" if os.path.isdir("/dev/shm")
+                       else tempfile.gettempdir(), TABLE_BYTES)
+    if pwrite(fd, no_slots, TABLE_HEADER, 0) != TABLE_HEADER:
+        error = errno
+        os.close(fd)
+        raise OSError(error, f"cannot make a table: {os.strerror(error)}")
+    return fd
+
+
+cdef int reclaim_all() except -1:
+    """Take back every loan of this process that has been returned."""
+    cdef void *dropped[DROP_AT_ONCE]
+    cdef size_t count = DROP_AT_ONCE, i
+    cdef void *link
+    if inherited:
+        settle_inheritance()
+    while count == DROP_AT_ONCE:
+        count = 0
+        with nogil:
+            lock()
+            link = first_link
+            while link != NULL and count < DROP_AT_ONCE:
+                count += (<Link>link).drop_loans(dropped + count, DROP_AT_ONCE - count)
+                link = (<Link>link).next
+            unlock()
+        for i in range(count):
+            Py_DECREF(<object><PyObject *>dropped[i])
+    return 0
+
+
+cdef int settle_inheritance() except -1:
+    """Forget the forks whose descendants have all ended."""
+    global generations, inherited
+    cdef pollfd hangup
+    cdef void *link
+    for fd in list(inheritors):
+        hangup.fd = fd
+        hangup.events = 0
+        hangup.revents = 0
+        if poll(&hangup, 1, 0) == 1 and hangup.revents & POLLHUP:
+            try:
+                inheritors.remove(fd)
+            except ValueError:
+                continue  # another thread was first
+            os.close(fd)
+            lock()
+            generations -= 1
+            unlock()
+    lock()
+    if forking == 0 and generations == 0:
+        inherited = False
+        link = first_link
+        while link != NULL:
+            if (<Link>link).borrowed is not None:
+                (<Link>link).borrowed.unpin()
+            link = (<Link>link).next
+    unlock()
+    return 0
+
+
+def before_fork():
+    """Mark what is lent to this process as inherited by the child to come."""
+    global forking, inherited
+    cdef void *link
+    if first_link == NULL:
+        return
+    try:
+        pipes[get_ident()] = os.pipe()
+    except OSError:
+        # Without a descriptor there is no telling when the child ends: never, then.
+        pipes[get_ident()] = None
+    lock()
+    shm_add(&forking, 1)
+    inherited = True
+    link = first_link
+    while link != NULL:
+        if (<Link>link).borrowed is not None:
+            (<Link>link).borrowed.pin()
+        link = (<Link>link).next
+    unlock()
+
+
+def after_fork_in_parent():
+    """Remember the child until it and its descendants have ended."""
+    if get_ident() not in pipes:
+        return
+    ends = pipes.pop(get_ident())
+    lock()
+    shm_add(&generations, 1)
+    shm_add(&forking, -1)
+    unlock()
+    if ends is not None:
+        os.close(ends[1])
+        inheritors.append(ends[0])
+
+
+def forget():
+    """Disown all shared memory, in a forked child; runs by itself after `os.fork`.
+
+    Views stay readable.  The write end of this fork's pipe stays open for as long as
+    this process lives: it is what tells the parent that it does.
+    """
+    global first_link, forking, generations, inherited
+    enter_child()
+    first_link = NULL
+    forking = 0
+    generations = 0
+    inherited = False
+    ends = pipes.pop(get_ident(), None)
+    pipes.clear()
+    if ends is not None:
+        os.close(ends[0])
+    for fd in inheritors:
+        os.close(fd)
+    inheritors.clear()
+
+
+set_reclaim(reclaim_all)
+os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,
+                    after_in_child=forget)

@@ -1,0 +1,109 @@
+# Memory that this process owns and shares: regions, blocks of them, their store.
+
+cdef enum:
+    GRANULE_BITS = 16
+    GRANULE = 1 << GRANULE_BITS  # bytes; blocks start at, and are, multiples of it
+    PAGE = 4096
+    CLASSES = 160
+
+
+# How many live views a receiving process has on the block that starts at a granule.
+cdef struct Holders:
+    unsigned int views     # atomic; changed by every view's birth and death
+    unsigned int granules  # length of the block; written before the first view
+
+
+# A piece of a region; belongs to one store for as long as the store lives.
+# All fields are guarded by the store's mutex while the extent is free, and belong to
+# the one Block that has it otherwise.
+cdef struct Extent:
+    Extent *next      # in `returned`, or among the free ones of its class
+    Extent *before    # among the warm and free ones of its class
+    Extent *older     # warm and free ones, by the time they became free
+    Extent *newer
+    Extent *sibling   # all of the store's
+    void *region      # borrowed; Store.regions holds the reference
+    size_t offset     # in the region, bytes
+    size_t warm       # bytes from the start that have memory behind them
+    size_t mapped     # bytes from the start whose pages this process has mapped
+    double freed_at   # seconds, monotonic
+    int size_class
+    int place         # index of the backing store that the region lies in
+
+
+cdef class Region:
+    cdef readonly int fd       # -1 once closed
+    cdef readonly size_t size  # bytes
+    cdef char *address
+    cdef Holders *holders      # one a granule; NULL in the owner
+    cdef unsigned char orphaned  # atomic; the owner is dead, nobody allocates here
+
+    cdef int map(self, int fd, size_t size) except -1
+    cdef int track(self) except -1
+    cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil
+
+
+cdef class Store:
+    cdef readonly long long warm_limit
+    cdef readonly double idle_seconds
+    cdef readonly long long copies
+    cdef readonly long long copied_bytes
+    cdef readonly long long live_blocks
+    cdef readonly long long live_bytes
+    cdef readonly long long warm_bytes
+    cdef list regions
+    cdef list places
+    cdef int place
+    cdef int epoch
+    cdef bint sticky
+    cdef void *returned        # atomic; Extents whose Block is gone
+    cdef Extent *extents
+    cdef Extent *warm[CLASSES]
+    cdef Extent *cold[CLASSES]
+    cdef Extent *oldest
+    cdef Extent *newest
+    cdef void *current         # region that new extents are carved from, or NULL
+    cdef size_t carved         # bytes of it that are in use
+
+    cpdef Block put(self, object buffer)
+    cpdef Block allocate(self, size_t nbytes)
+    cpdef bint collect(self)
+
+    cdef Block put_memory(self, const void *source, size_t nbytes)
+    cdef Extent *take(self, size_t nbytes) except NULL
+    cdef int grow(self, size_t capacity) except -1
+    cdef int pass_over(self, int place, int error, size_t nbytes) except -1
+    cdef void drain(self) noexcept nogil
+    cdef Extent *pop_warm(self, int size_class, size_t nbytes) noexcept nogil
+    cdef Extent *pop_cold(self, int size_class) noexcept nogil
+    cdef Extent *carve(self, int size_class, Extent *extent) noexcept nogil
+    cdef void unlink_warm(self, Extent *extent) noexcept nogil
+    cdef void push_free(self, Extent *extent) noexcept nogil
+    cdef Extent *pop_excess(self, double now) noexcept nogil
+
+
+cdef class Block:
+    cdef readonly size_t nbytes
+    cdef readonly size_t offset
+    cdef readonly Region region
+    cdef readonly bint own      # of a region of this process
+    cdef object holder          # the Store, or the View that it is a part of
+    cdef Extent *extent         # NULL unless own
+    cdef char *address
+    cdef int epoch
+
+
+cdef Block part_of(object holder, Region region, size_t offset, size_t nbytes)
+
+# A new, empty, unnamed file of `size` bytes; `place` None is anonymous memory.
+cdef int open_file(str place, size_t size) except -1
+
+# Called by Store before it takes cold memory: gives back what the receivers of this
+# process's blocks have dropped.  Set by the module `lending`.
+ctypedef int (*Reclaim)() except -1
+cdef void set_reclaim(Reclaim function) noexcept
+
+cdef void lock() noexcept nogil
+cdef void unlock() noexcept nogil
+cdef int current_epoch() noexcept nogil
+cdef void enter_child() noexcept
