@@ -4,16 +4,18 @@ import os
 import random
 
 import pytest
+from peer import Peer
 
 from fastjob._core.segments import Store
-from peer import Peer
 
 MB = 1 << 20
 
 
 @pytest.fixture
 def store():
-    return Store()
+    store = Store()
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def test_a_block_arrives_as_it_was_put(store, peer):
 @pytest.mark.parametrize("nbytes", [0, 1, 4095, 65536, 65537, 5 * 65536, 9 * 65536 + 1])
 def test_blocks_of_any_size_do_not_overlap(store, nbytes):
     blocks = [store.put(bytes([i]) * nbytes) for i in range(20)]
-    assert [bytes(block) for block in blocks] == [bytes([i]) * nbytes for i in range(20)]
+    assert [bytes(block) for block in blocks] == [
+        bytes([i]) * nbytes for i in range(20)
+    ]
 
 
 def test_a_lent_block_is_not_reused_before_it_is_dropped(store, peer):
@@ -123,7 +127,11 @@ def test_random_keeping_and_dropping_never_shows_a_wrong_byte(store, peer):
             peer("keep", step, choose.choice(["r", "c"]), blocks=blocks)
             theirs[step] = (fill, len(blocks))
         elif action < 0.6:
-            mine[step] = (fill, size, peer.fetch(size, fill, keep=choose.random() < 0.2))
+            mine[step] = (
+                fill,
+                size,
+                peer.fetch(size, fill, keep=choose.random() < 0.2),
+            )
         elif action < 0.75 and theirs:
             name = choose.choice(list(theirs))
             fill, count = theirs.pop(name)

@@ -7,16 +7,13 @@ cdef enum:
     TABLE_SLOTS = 1 << 24
     MAX_REGIONS = 2048
 
-# The states of a slot, one byte each.
-#
-# state             written by               means
-# RETURNED          receiver, last view's    the owner may take the loan back
-#                   deallocator; owner's
-#                   memory starts like this
-# LENT              owner, when it lends     in flight, or views in the receiver alone
-# INHERITED         receiver, before fork    its forked children may hold views too
-# INHERITED_DROPPED receiver, deallocator    only its forked children may
-# FREE              owner, taking back       nobody; the receiver knows nothing of it
+# The states of a slot, one byte each; who writes them, and what they mean:
+# RETURNED: the receiver's deallocator (and how the memory starts); the owner may take
+#     the loan back.
+# LENT: the owner, when it lends; in flight, or viewed by the receiver alone.
+# INHERITED: the receiver, before it forks; its children may have views too.
+# INHERITED_DROPPED: the receiver's deallocator; only its children may have views.
+# FREE: the owner, taking the loan back; nobody has a view or a token.
 cdef enum Slot:
     RETURNED = 0
     LENT = 1

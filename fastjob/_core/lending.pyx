@@ -90,6 +90,7 @@ from fastjob._core.shm cimport (
     POLLHUP,
     PROT_READ,
     PROT_WRITE,
+    close as close_fd,
     errno,
     mmap,
     munmap,
@@ -138,7 +139,7 @@ cdef class Table:
         if self.head != NULL:
             munmap(self.head, TABLE_BYTES)
         if self.fd >= 0:
-            os.close(self.fd)
+            close_fd(self.fd)
 
     cdef int map(self, int fd) except -1:
         """Map the file and own ``fd``, whatever happens."""

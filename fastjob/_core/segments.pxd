@@ -68,6 +68,7 @@ cdef class Store:
     cpdef Block put(self, object buffer)
     cpdef Block allocate(self, size_t nbytes)
     cpdef bint collect(self)
+    cpdef object close(self)
 
     cdef Block put_memory(self, const void *source, size_t nbytes)
     cdef Extent *take(self, size_t nbytes) except NULL

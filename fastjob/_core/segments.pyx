@@ -35,7 +35,8 @@ Locks.  One mutex for the process guards all the free lists here and the loans i
 alone, never while Python objects are made or dropped, memory is copied, or the
 interpreter lock is waited for.  So a thread may wait for it with or without the GIL,
 and a garbage collection cannot re-enter it.  None of the classes takes part in
-garbage collection: they form no cycles, and their deallocators need their fields.  `Block.__dealloc__` takes no lock at
+garbage collection: they form no cycles, and their deallocators need their fields.
+`Block.__dealloc__` takes no lock at
 all: it pushes the extent on a lock-free stack that the next allocation takes whole
 (so there is no ABA problem).
 
@@ -65,7 +66,7 @@ from fastjob._core.shm cimport (
     MAP_SHARED,
     PROT_READ,
     PROT_WRITE,
-    close,
+    close as close_fd,
     errno,
     madvise,
     mmap,
@@ -155,7 +156,7 @@ cdef class Region:
         if self.holders != NULL:
             munmap(self.holders, (self.size >> GRANULE_BITS) * sizeof(Holders))
         if self.fd >= 0:
-            close(self.fd)
+            close_fd(self.fd)
 
     cdef int map(self, int fd, size_t size) except -1:
         """Map the file and own ``fd``, whatever happens."""
@@ -208,6 +209,8 @@ cdef class Block:
         if extent == NULL or self.epoch != epoch:
             return
         store = <Store>self.holder
+        if store.epoch != epoch:
+            return  # closed
         while True:
             head = store.returned
             extent.next = <Extent *>head
@@ -357,10 +360,10 @@ cdef class Store:
         cdef Region region
         cdef Block block
         cdef char *address
-        cdef int error, fd
+        cdef int error, fd = -1
         if self.epoch != epoch:
-            raise RuntimeError("shared memory of the parent process used after a fork; "
-                               "this is a bug in fastjob, please report it")
+            raise RuntimeError("a store was used after it was closed, or by a forked "
+                               "child; this is a bug in fastjob, please report it")
         while True:
             extent = self.take(nbytes)
             region = <Region>extent.region
@@ -617,6 +620,20 @@ cdef class Store:
             self.push_free(extent)
             unlock()
         return self.live_blocks > 0 or (self.warm_bytes > 0 and not self.sticky)
+
+    cpdef object close(self):
+        """Let all memory go that no block holds; the store is of no further use."""
+        cdef int i
+        lock()
+        self.epoch = -1
+        self.place = -1
+        self.current = NULL
+        self.oldest = self.newest = NULL
+        self.warm_bytes = 0
+        for i in range(CLASSES):
+            self.warm[i] = self.cold[i] = NULL
+        unlock()
+        self.regions.clear()
 
 
 cdef int open_file(str place, size_t size) except -1:
