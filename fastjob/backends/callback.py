@@ -26,6 +26,7 @@ cost the results of its neighbours, and the error names its task.
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -125,25 +126,47 @@ class GuardedCalls(BatchedCalls):
         """
         results: list[Any] = []
         failures: list[tuple[int, Any, str, float]] = []
-        for offset, (function, args, kwargs) in enumerate(self.items):
+        for offset, item in enumerate(self.items):
             begin = monotonic()
+            task = self.load, (item,), {}
             try:
-                results.append(function(*args, **kwargs))
+                task = self.load(item)
+                function, args, kwargs = task
+                results.append(self.dump(function(*args, **kwargs), offset, task))
             except BaseException as error:
                 elapsed = monotonic() - begin
-                index = self.first + offset
-                task = (error, index, function, args, kwargs, self.show_values)
+                failed = (error, self.first + offset, *task, self.show_values)
                 sent: Any = error
                 if self.packed:
-                    text = failure.describe(*task)
+                    text = failure.describe(*failed)
                     sent = failure.pack(error, text)
                 else:
-                    text = failure.attach(*task)
+                    text = failure.attach(*failed)
                 failures.append((offset, sent, text, elapsed))
                 results.append(None)
                 if not self.go_on:
                     break
         return results, failures
+
+    def only(self, offset: int) -> GuardedCalls:
+        """Return a batch of one task of this one, as it was captured."""
+        one = copy(self)
+        one.first += offset
+        one.items = [self.items[offset]]
+        return one
+
+    def load(self, item: Any) -> Any:
+        """Return a task; the counterpart of how `__init__` stores it."""
+        return item
+
+    def dump(self, result: Any, offset: int, task: Any) -> Any:
+        """Return a result as it is sent to the caller."""
+        return result
+
+    @staticmethod
+    def read(outcome: Any) -> Any:
+        """Return the results and failures of a batch, in the caller."""
+        return outcome
 
 
 class _Batch:
@@ -151,6 +174,7 @@ class _Batch:
 
     __slots__ = (
         "attempts",
+        "calls",
         "clock",
         "elapsed",
         "engine",
@@ -164,10 +188,15 @@ class _Batch:
     )
 
     def __init__(
-        self, engine: CallbackEngine, first: int, tasks: list[Any], attempts: int
+        self,
+        engine: CallbackEngine,
+        calls: GuardedCalls,
+        tasks: list[Any],
+        attempts: int,
     ) -> None:
         self.engine = engine
-        self.first = first
+        self.calls = calls
+        self.first = calls.first
         self.tasks = tasks
         self.attempts = attempts
         self.live = True  # written by the caller only
@@ -215,7 +244,8 @@ class CallbackEngine:
         self.ready: SimpleQueue[_Batch] = SimpleQueue()
         # In order of submission. Written by the caller only.
         self.in_flight: dict[int, _Batch] = {}
-        self.again: deque[tuple[int, Any, int]] = deque()  # index, task, attempts
+        # What is to be run again: the batch of one, its task, the attempt.
+        self.again: deque[tuple[GuardedCalls, Any, int]] = deque()
         self.n_taken = 0
         self.n_in_flight = 0  # tasks
         self.n_waiting = 0  # tasks finished and not handed over (streams)
@@ -303,25 +333,30 @@ class CallbackEngine:
 
     def _fill(self, tasks: Iterator[Any]) -> None:
         while self.again:
-            index, task, attempts = self.again.popleft()
-            self._submit(index, [task], attempts)
+            calls, task, attempts = self.again.popleft()
+            self._submit(calls, [task], attempts)
         while not self.exhausted:
             room = self._room()
             if room <= 0:
                 return
-            taken = list(islice(tasks, room))
+            taken: list[Any] = []
+            calls = self.make_calls(
+                self.n_taken,
+                _recorded(islice(tasks, room), taken),
+                self.call,
+                self.packed,
+            )
             self.exhausted = len(taken) < room
             if taken:
-                first, self.n_taken = self.n_taken, self.n_taken + len(taken)
+                self.n_taken += len(taken)
                 counters = self.call.counters
                 counters.dispatched_tasks += len(taken)
                 counters.dispatched_batches += 1
-                self._submit(first, taken, 1)
+                self._submit(calls, taken, 1)
 
-    def _submit(self, first: int, tasks: list[Any], attempts: int) -> None:
-        calls = self.make_calls(first, tasks, self.call, self.packed)
-        batch = _Batch(self, first, tasks, attempts)
-        self.in_flight[first] = batch
+    def _submit(self, calls: GuardedCalls, tasks: list[Any], attempts: int) -> None:
+        batch = _Batch(self, calls, tasks, attempts)
+        self.in_flight[batch.first] = batch
         self.n_in_flight += len(tasks)
         batch.job = self.backend.submit(calls, callback=batch)
 
@@ -410,7 +445,7 @@ class CallbackEngine:
                 del self.in_flight[other.first]
                 self.n_in_flight -= len(other.tasks)
             for other in others:
-                self._submit(other.first, other.tasks, other.attempts)
+                self._submit(other.calls, other.tasks, other.attempts)
         return batch
 
     def _settle(self, batch: _Batch) -> list[tuple[int, list[Any]]]:
@@ -424,7 +459,7 @@ class CallbackEngine:
             failures = [(i, batch.error, "", 0.0) for i in range(len(batch.tasks))]
             results: list[Any] = [None] * len(batch.tasks)
         else:
-            results, failures = self._read(batch.outcome)
+            results, failures = self.make_calls.read(batch.outcome)
             if not failures:
                 self.backend.batch_completed(len(batch.tasks), batch.elapsed)
                 return [(batch.first, results)]
@@ -434,7 +469,9 @@ class CallbackEngine:
             error = failure.unpack(sent) if isinstance(sent, bytes) else sent
             if batch.attempts <= call.retries:
                 call.counters.retried_tasks += 1
-                self.again.append((index, batch.tasks[offset], batch.attempts + 1))
+                self.again.append(
+                    (batch.calls.only(offset), batch.tasks[offset], batch.attempts + 1)
+                )
                 lost.add(offset)
                 continue
             call.counters.failed_tasks += 1
@@ -449,9 +486,12 @@ class CallbackEngine:
             if offset not in lost
         ]
 
-    def _read(self, outcome: Any) -> tuple[list[Any], list[Any]]:
-        read = getattr(self.make_calls, "read", None)
-        return outcome if read is None else read(outcome)  # type: ignore[no-any-return]
+
+def _recorded(tasks: Iterable[Any], taken: list[Any]) -> Iterator[Any]:
+    """Pass on tasks one by one, and keep them."""
+    for task in tasks:
+        taken.append(task)
+        yield task
 
 
 class _Stream:

@@ -1,0 +1,299 @@
+"""Worker processes of ``multiprocessing.pool``, with any start method.
+
+The pool is made for a call, or for the ``with`` block of a `Parallel`, and is driven
+by `callback.CallbackEngine`.  Two things are added to what the pool does by itself:
+
+- A task is pickled when it is taken from the input, and each result by itself, so
+  that a buffer which the caller fills again does not change a task, and what cannot
+  be pickled is named.
+- The pool replaces a worker that has died and waits for its batch for ever. A thread
+  watches the workers: when one ends with an exit code, the batches in flight fail.
+  The pool does not tell which batch that worker had.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import threading
+import warnings
+from multiprocessing import connection
+from multiprocessing.pool import Pool
+
+from fastjob import failure
+from fastjob.backends.base import (
+    AutoBatchingMixin,
+    ParallelBackendBase,
+    count_workers,
+)
+from fastjob.backends.callback import GuardedCalls
+from fastjob.errors import ResultPicklingError, TerminatedWorkerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from fastjob._core.call import Call
+    from fastjob.parallel import Parallel
+
+# Seconds between two looks while the pool is replacing a worker; the pool itself
+# looks every 0.1 seconds.
+REPLACING = 0.05
+
+
+def _dumps(obj: Any) -> bytes:
+    try:
+        return pickle.dumps(obj, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        import cloudpickle
+
+        data: bytes = cloudpickle.dumps(obj, protocol=pickle.HIGHEST_PROTOCOL)
+        return data
+
+
+class _Unsent:
+    """Takes the place of a task that could not be pickled; fails in the worker."""
+
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
+
+    def __call__(self) -> None:
+        raise failure.unpack(self.packed)
+
+
+class PickledCalls(GuardedCalls):
+    """A batch whose tasks and results are pickled one by one."""
+
+    def __init__(
+        self, first: int, tasks: Iterable[Any], call: Call, packed: bool
+    ) -> None:
+        super().__init__(first, (), call, packed)
+        for index, task in enumerate(tasks, first):
+            function, args, kwargs = task
+            try:
+                self.items.append(_dumps((function, args, kwargs)))
+            except Exception as error:
+                blamed = failure.blame(error, index, function, args, kwargs)
+                if not call.return_errors:
+                    raise blamed from error
+                unsent = _Unsent(failure.pack(blamed, str(blamed)))
+                self.items.append(_dumps((unsent, (), {})))
+
+    def load(self, item: bytes) -> Any:
+        return pickle.loads(item)
+
+    def dump(self, result: Any, offset: int, task: Any) -> bytes:
+        try:
+            return _dumps(result)
+        except Exception as error:
+            name, arguments = failure.shorten_parts(*task, self.show_values)
+            raise ResultPicklingError(
+                self.first + offset, name, arguments, type(result).__name__, str(error)
+            ) from error
+
+    @staticmethod
+    def read(outcome: Any) -> Any:
+        results, failures = outcome
+        return [r if r is None else pickle.loads(r) for r in results], failures
+
+
+class _RecordingContext:
+    """A ``multiprocessing`` context that keeps the processes it makes."""
+
+    def __init__(self, context: Any, made: list[Any]) -> None:
+        self._context = context
+        self._made = made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def Process(self, *args: Any, **kwargs: Any) -> Any:
+        process = self._context.Process(*args, **kwargs)
+        self._made.append(process)
+        return process
+
+
+class _Watch:
+    """Calls `tell` with a `TerminatedWorkerError` for each worker that dies.
+
+    Parameters
+    ----------
+    made : list
+        The processes; grows while the pool replaces some.
+    tell : callable
+        Called in the thread of the watch.
+    """
+
+    def __init__(self, made: list[Any], tell: Callable[[BaseException], None]) -> None:
+        self.made = made
+        self.tell = tell
+        self.n_workers = len(made)
+        self.stop_read, self.stop_write = os.pipe()
+        self.thread = threading.Thread(
+            target=self._run, name="fastjob-multiprocessing-watch", daemon=True
+        )
+        self.thread.start()
+
+    def _run(self) -> None:
+        ended: set[Any] = set()
+        while True:
+            alive = {p.sentinel: p for p in self.made if p not in ended and _started(p)}
+            patience = None if len(alive) >= self.n_workers else REPLACING
+            ready = connection.wait([*alive, self.stop_read], patience)
+            if self.stop_read in ready:
+                return
+            for sentinel in ready:
+                process = alive[sentinel]
+                ended.add(process)
+                code = self._exit_code(process)
+                if code:
+                    self.tell(TerminatedWorkerError(pid=process.pid, exitcode=code))
+
+    def _exit_code(self, process: Any) -> int:
+        # The pool's own thread may be the one that reaps it; the code is there as
+        # soon as either has.
+        while process.exitcode is None:
+            process.join(REPLACING)
+        return process.exitcode  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        os.write(self.stop_write, b"x")
+        self.thread.join()
+        os.close(self.stop_read)
+        os.close(self.stop_write)
+
+
+def _started(process: Any) -> bool:
+    return process.pid is not None
+
+
+class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
+    """Runs tasks in the processes of a ``multiprocessing.pool.Pool``.
+
+    Parameters
+    ----------
+    nesting_level : int, optional
+        As for every backend.
+    inner_max_num_threads : int, optional
+        Not supported.
+    context : multiprocessing context or str, optional
+        A context, or the name of a start method.
+    initializer, initargs : callable and tuple, optional
+        Called in each worker when it starts.
+    maxtasksperchild : int, optional
+        Batches after which a worker is replaced.
+    """
+
+    supports_retrieve_callback = True
+    batch_class = PickledCalls
+    valid_options = frozenset(
+        {"context", "initializer", "initargs", "maxtasksperchild"}
+    )
+
+    _pool: Pool | None = None
+    _watch: _Watch | None = None
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return the number of processes; 1 where there can be none."""
+        count = count_workers(n_jobs)
+        if count == 1:
+            return 1
+        if multiprocessing.current_process().daemon:
+            reason = "cannot be nested"
+        elif not (self.in_main_thread() or self.nesting_level == 0):
+            reason = "cannot be nested below threads"
+        else:
+            return count
+        warnings.warn(
+            f"Multiprocessing-backed parallel loops {reason}, setting n_jobs=1",
+            stacklevel=5,
+        )
+        return 1
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Parallel[Any] | None = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        **options: Any,
+    ) -> int:
+        """Start the workers and return their number."""
+        n_workers = self.effective_n_jobs(n_jobs)
+        if n_workers == 1:
+            return 1
+        self.parallel = parallel
+        options = {**self.backend_kwargs, **options}
+        context = options.get("context")
+        if context is None or isinstance(context, str):
+            context = multiprocessing.get_context(context)
+        made: list[Any] = []
+        self._in_flight: dict[Any, None] = {}
+        # What is garbage now would be so in every worker.
+        gc.collect()
+        self._pool = Pool(
+            n_workers,
+            options.get("initializer"),
+            options.get("initargs", ()),
+            options.get("maxtasksperchild"),
+            context=_RecordingContext(context, made),
+        )
+        self._watch = _Watch(made, self._fail)
+        return n_workers
+
+    def submit(
+        self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Hand a batch to the pool."""
+        assert self._pool is not None and callback is not None
+        self._in_flight[callback] = None
+
+        def done(out: Any) -> None:
+            # Of the pool's thread and the watch, whoever comes first reports.
+            try:
+                del self._in_flight[callback]
+            except KeyError:
+                return
+            callback(out)
+
+        return self._pool.apply_async(func, (), callback=done, error_callback=done)
+
+    def _fail(self, error: BaseException) -> None:
+        """Have all batches in flight fail; called by the watch."""
+        for callback in list(self._in_flight):
+            try:
+                del self._in_flight[callback]
+            except KeyError:
+                continue
+            callback(error)
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        """Return what a batch returned, or raise its error."""
+        if isinstance(out, BaseException):
+            raise out
+        return out
+
+    def terminate(self) -> None:
+        """End the workers."""
+        pool, self._pool = self._pool, None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            # First, or it would report that the workers end.
+            watch.stop()
+        if pool is not None:
+            pool.terminate()
+            pool.join()
+        self.parallel = None
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End the workers, and start others if calls will follow."""
+        parallel = self.parallel
+        self.terminate()
+        if ensure_ready and parallel is not None:
+            self.configure(
+                n_jobs=parallel.n_jobs, parallel=parallel, **parallel._backend_kwargs
+            )
