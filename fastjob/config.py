@@ -255,7 +255,7 @@ def reset(token: Token[Config]) -> None:
     _active.reset(token)
 
 
-class parallel_config:  # noqa: N801
+class parallel_config:
     """Set the backend, or any option, of the calls made under it.
 
     As a ``with`` block it holds inside the block; called plainly it stays until
@@ -379,7 +379,7 @@ def _names(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}=" for name in params)
 
 
-class parallel_backend(parallel_config):  # noqa: N801
+class parallel_backend(parallel_config):
     """Set the backend of the calls made under it (older form of `parallel_config`).
 
     Parameters

@@ -16,8 +16,7 @@ from itertools import repeat
 from time import time
 
 from fastjob import config as _config
-from fastjob import verbosity
-from fastjob._core.call import Call, Counters
+from fastjob._core.call import Call
 from fastjob._core.delayed import delayed
 from fastjob.backends import registry
 from fastjob.backends.base import (
@@ -32,7 +31,10 @@ from fastjob.config import (
     parallel_backend,
     parallel_config,
 )
+from fastjob.options import bytes_of, check, choose_backend
 from fastjob.pre_dispatch import window_of
+from fastjob.reporting import Reporting
+from fastjob.results import ResultStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,18 +59,18 @@ else:
 
 __all__ = [
     "BACKENDS",
-    "DEFAULT_BACKEND",
+    "DEFAULT_BACKEND",  # noqa: F822
     "AutoBatchingMixin",
     "BatchCompletionCallBack",
-    "BatchedCalls",
+    "BatchedCalls",  # noqa: F822
     "FallbackToBackend",
-    "LokyBackend",
-    "MultiprocessingBackend",
+    "LokyBackend",  # noqa: F822
+    "MultiprocessingBackend",  # noqa: F822
     "Parallel",
     "ParallelBackendBase",
-    "SequentialBackend",
-    "ThreadingBackend",
-    "cpu_count",
+    "SequentialBackend",  # noqa: F822
+    "ThreadingBackend",  # noqa: F822
+    "cpu_count",  # noqa: F822
     "delayed",
     "effective_n_jobs",
     "get_active_backend",
@@ -76,10 +78,6 @@ __all__ = [
     "parallel_config",
     "register_parallel_backend",
 ]
-
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_RETURN_AS = ("list", "generator", "generator_unordered")
-_MMAP_MODES = ("r", "r+", "w+", "c", None)
 
 # How the default window is spelled; any other value counts tasks, not batches.
 _DEFAULT_WINDOW = "2*n_jobs"
@@ -93,7 +91,7 @@ _LAZY = {
     ),
     "SequentialBackend": ("fastjob.backends.sequential", "SequentialBackend"),
     "ThreadingBackend": ("fastjob.backends.threading", "ThreadingBackend"),
-    "BatchedCalls": ("fastjob.backends.callback", "BatchedCalls"),
+    "BatchedCalls": ("fastjob.backends.batch", "BatchedCalls"),
     "cpu_count": ("fastjob._core.cpu", "cpu_count"),
 }
 
@@ -104,9 +102,7 @@ def __getattr__(name: str) -> Any:
     try:
         module, attribute = _LAZY[name]
     except KeyError:
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}"
-        ) from None
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     __import__(module)
     value = globals()[name] = getattr(sys.modules[module], attribute)
     return value
@@ -142,46 +138,6 @@ def effective_n_jobs(n_jobs: int | None = -1) -> int:
     return workers  # type: ignore[no-any-return]
 
 
-def bytes_of(size: int | float | str | None) -> int:
-    """Return a size in bytes, given as a number or as ``'50K'``, ``'1M'``, ``'2G'``.
-
-    Parameters
-    ----------
-    size : int, float, str or None
-        None is no size at all.
-
-    Returns
-    -------
-    int
-        -1 for None.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or is negative.
-
-    Examples
-    --------
-    >>> bytes_of("1.5K")
-    1536
-    """
-    if size is None:
-        return -1
-    try:
-        if isinstance(size, str):
-            value = int(_UNITS[size[-1:]] * float(size[:-1]))
-        else:
-            value = int(size)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        value = -1
-    if value < 0:
-        raise ValueError(
-            f"max_nbytes={size!r} is not a size: give a number of bytes, None, or "
-            "something like '10G', '500M', '50K'."
-        )
-    return value
-
-
 class BatchCompletionCallBack:
     """Called each time some tasks of a call have completed.
 
@@ -213,49 +169,7 @@ class BatchCompletionCallBack:
 _OriginalCallBack = BatchCompletionCallBack
 
 
-class ResultStream:
-    """The results of a call as an iterator; what ``return_as="generator"`` returns.
-
-    Dropping it, or `close`, ends the call. One thread at a time may take from it.
-    """
-
-    __slots__ = ("__weakref__", "_next", "_owner", "_stream")
-
-    def __init__(self, parallel: Parallel[Any], stream: Any) -> None:
-        self._owner = [parallel]
-        self._stream = stream
-        self._next = stream.__next__
-
-    def __iter__(self) -> ResultStream:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._next()
-        except BaseException as error:
-            self._end(failed=not isinstance(error, StopIteration))
-            raise
-
-    def close(self) -> None:
-        """End the call; tasks that have not started are never run."""
-        self._end(failed=True)
-
-    def _end(self, failed: bool) -> None:
-        # Of two threads that come here at once, one pops the owner and ends the call.
-        try:
-            parallel = self._owner.pop()
-        except IndexError:
-            return
-        try:
-            self._stream.close()
-        finally:
-            parallel._finish(failed)
-
-    def __del__(self) -> None:
-        self._end(failed=True)
-
-
-class Parallel(Generic[Kind]):
+class Parallel(Reporting, Generic[Kind]):
     """Run many calls of functions in parallel.
 
     Parameters
@@ -332,28 +246,43 @@ class Parallel(Generic[Kind]):
     [0.0, 1.0, 2.0, 3.0, 4.0]
     """
 
-    if TYPE_CHECKING:
-
-        @overload
-        def __new__(
-            cls,
-            n_jobs: Any = ...,
-            backend: Any = ...,
-            return_as: Listed = ...,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Parallel[Listed]: ...
-        @overload
-        def __new__(
-            cls,
-            n_jobs: Any = ...,
-            backend: Any = ...,
-            *args: Any,
-            return_as: Streamed,
-            **kwargs: Any,
-        ) -> Parallel[Streamed]: ...
-
+    @overload
     def __init__(
+        self: Parallel[Listed],
+        n_jobs: Any = ...,
+        backend: Any = ...,
+        return_as: Listed = ...,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None: ...
+    @overload
+    def __init__(  # noqa: F811
+        self: Parallel[Streamed],
+        n_jobs: Any,
+        backend: Any,
+        return_as: Streamed,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None: ...
+    @overload
+    def __init__(  # noqa: F811
+        self: Parallel[Streamed],
+        n_jobs: Any = ...,
+        backend: Any = ...,
+        *,
+        return_as: Streamed,
+        **kwargs: Any,
+    ) -> None: ...
+    @overload
+    def __init__(  # noqa: F811
+        self: Parallel[str],
+        n_jobs: Any = ...,
+        backend: Any = ...,
+        return_as: str = ...,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None: ...
+    def __init__(  # noqa: F811
         self,
         n_jobs: Any = DEFAULTS["n_jobs"],
         backend: Any = DEFAULTS["backend"],
@@ -399,16 +328,24 @@ class Parallel(Generic[Kind]):
         self.on_error = resolve("on_error", on_error, config)
         self.progress = resolve("progress", progress, config)
         self.timeline = resolve("timeline", timeline, config)
-        self._check_arguments(prefer, require)
+        check(
+            return_as,
+            batch_size,
+            timeout,
+            self._options["retries"],
+            self.on_error,
+            self._options["mmap_mode"],
+        )
         self._options["return_errors"] = self.on_error == "return"
-
-        self._backend, n_jobs = self._choose_backend(
-            backend, backend_params, n_jobs, config, prefer, require
+        self._backend, usual_n_jobs = choose_backend(
+            backend, backend_params, config, prefer, require, self.verbose
         )
         threads = resolve("inner_max_num_threads", inner_max_num_threads, config)
         if threads is None:
             threads = getattr(self._backend, "inner_max_num_threads", None)
         self._options["inner_max_num_threads"] = threads
+        if n_jobs is None or n_jobs is DEFAULTS["n_jobs"]:
+            n_jobs = usual_n_jobs
         try:
             self.n_jobs = int(n_jobs)
         except (TypeError, ValueError, OverflowError):
@@ -440,84 +377,7 @@ class Parallel(Generic[Kind]):
         self._idle = allocate_lock()
         self._stream: ref[ResultStream] | None = None
         self._managed_backend = False
-        self._counters = Counters()
-        self.n_tasks: int | None = None
-        self._start_time = 0.0
         self._listening = False
-        self._reporter: Any = None
-
-    # What was said
-
-    def _check_arguments(self, prefer: Any, require: Any) -> None:
-        if prefer is not None or require is not None:
-            _config.check_hints(prefer, require)
-        options = self._options
-        if self.return_as not in _RETURN_AS:
-            raise ValueError(
-                'Expected `return_as` parameter to be a string equal to "list",'
-                f'"generator" or "generator_unordered", but got {self.return_as} '
-                "instead."
-            )
-        size = self.batch_size
-        if size != "auto" and not (_is_integer(size) and size > 0):
-            raise ValueError(
-                f"batch_size must be 'auto' or a positive integer, got: {size!r}"
-            )
-        if self.timeout is not None and not _is_positive(self.timeout):
-            raise ValueError(
-                "timeout must be a positive number of seconds or None, got: "
-                f"{self.timeout!r}"
-            )
-        if not _is_integer(options["retries"]) or options["retries"] < 0:
-            raise ValueError(
-                f"retries must be an integer of at least 0, got: {options['retries']!r}"
-            )
-        if self.on_error not in ("raise", "return"):
-            raise ValueError(
-                f"on_error must be 'raise' or 'return', got: {self.on_error!r}"
-            )
-        if options["mmap_mode"] not in _MMAP_MODES:
-            raise ValueError(
-                f"mmap_mode must be one of {_MMAP_MODES}, got: {options['mmap_mode']!r}"
-            )
-
-    def _choose_backend(
-        self,
-        backend: Any,
-        backend_params: dict[str, Any],
-        n_jobs: Any,
-        config: dict[str, Any],
-        prefer: Any,
-        require: Any,
-    ) -> tuple[Any, Any]:
-        """Return the backend of this object, and its n_jobs."""
-        if backend is None or backend is DEFAULTS["backend"]:
-            backend, configured = _config.choose(config, prefer, require, self.verbose)
-        else:
-            configured = config.get("n_jobs")
-            level = _config.nesting_level_of(config)
-            if registry.is_backend(backend):
-                if backend.nesting_level is None:
-                    backend.nesting_level = level
-            elif registry.is_context(backend):
-                backend = registry.create(
-                    "multiprocessing", nesting_level=level, context=backend
-                )
-            else:
-                backend = registry.create(backend, nesting_level=level)
-            if require == "sharedmem" and not getattr(
-                backend, "supports_sharedmem", False
-            ):
-                raise ValueError(f"Backend {backend} does not support shared memory")
-        if backend_params:
-            check = getattr(backend, "check_options", None)
-            if check is not None:
-                check(backend_params)
-        if n_jobs is None or n_jobs is DEFAULTS["n_jobs"]:
-            n_jobs = configured
-        if n_jobs is None:
-            n_jobs = backend.default_n_jobs
-        return backend, n_jobs
 
     # The life of a call
 
@@ -534,14 +394,16 @@ class Parallel(Generic[Kind]):
         self._backend.terminate()
 
     @overload
-    def __call__(
-        self: Parallel[Listed], iterable: Iterable[Task[T]]
-    ) -> list[T]: ...
+    def __call__(self: Parallel[Listed], iterable: Iterable[Task[T]]) -> list[T]: ...
     @overload
-    def __call__(
+    def __call__(  # noqa: F811
         self: Parallel[Streamed], iterable: Iterable[Task[T]]
     ) -> Iterator[T]: ...
-    def __call__(self, iterable: Iterable[Task[Any]]) -> Any:
+    @overload
+    def __call__(  # noqa: F811
+        self: Parallel[str], iterable: Iterable[Task[T]]
+    ) -> Any: ...
+    def __call__(self, iterable: Iterable[Task[Any]]) -> Any:  # noqa: F811
         """Run the tasks of an iterable.
 
         Parameters
@@ -565,9 +427,7 @@ class Parallel(Generic[Kind]):
         Exception
             Whatever a task raises, with its traceback in the worker as the cause.
         """
-        return self._run(
-            iterable, len(iterable) if hasattr(iterable, "__len__") else None
-        )
+        return self._run(iterable, _length_of(iterable))
 
     def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any]) -> Any:
         """Call a function with the items of iterables, as the built-in ``map`` does.
@@ -590,9 +450,8 @@ class Parallel(Generic[Kind]):
         """
         if not iterables:
             raise TypeError("map() needs at least one iterable.")
-        lengths = [len(i) if hasattr(i, "__len__") else None for i in iterables]
-        known = [length for length in lengths if length is not None]
-        n_tasks = min(known) if len(known) == len(lengths) else None
+        lengths = [n for n in map(_length_of, iterables) if n is not None]
+        n_tasks = min(lengths) if len(lengths) == len(iterables) else None
         return self._run(_tasks_of(function, zip(*iterables)), n_tasks)  # noqa: B905
 
     def starmap(
@@ -615,8 +474,8 @@ class Parallel(Generic[Kind]):
         >>> Parallel(n_jobs=1).starmap(pow, [(2, 5), (3, 2)])
         [32, 9]
         """
-        n_tasks = len(iterable) if hasattr(iterable, "__len__") else None
-        return self._run(_tasks_of(function, map(tuple, iterable)), n_tasks)
+        rows = map(tuple, iterable)
+        return self._run(_tasks_of(function, rows), _length_of(iterable))
 
     def _run(self, iterable: Iterable[Any], n_tasks: int | None) -> Any:
         tasks: Iterator[Any] = iter(iterable)
@@ -640,8 +499,9 @@ class Parallel(Generic[Kind]):
             engine = registry.open_engine(backend, call)
             if self._listening:
                 tasks = self._watch(tasks)
+            results: Any
             if self.return_generator:
-                results = ResultStream(self, engine.stream(tasks))
+                results = ResultStream(engine.stream(tasks), self._finish)
                 self._stream = ref(results)
                 streaming = True
             else:
@@ -679,7 +539,7 @@ class Parallel(Generic[Kind]):
             self.verbose
             or self.progress
             or BatchCompletionCallBack is not _OriginalCallBack
-            or type(self).print_progress is not _print_progress
+            or type(self).print_progress is not Reporting.print_progress
         )
         call = Call(
             n_jobs,
@@ -693,7 +553,7 @@ class Parallel(Generic[Kind]):
         )
         self._counters = call.counters
         if listening:
-            self._listen(n_jobs, ahead)
+            self._begin_report(n_jobs, ahead)
         return call, backend
 
     def _configure(self) -> int:
@@ -726,59 +586,13 @@ class Parallel(Generic[Kind]):
         """End a call, whose engine has left nothing behind."""
         try:
             if self._listening:
-                self._aborting = failed
-                self._original_iterator = None
-                if not (failed or self._said_finished):
-                    self.print_progress()
-                reporter, self._reporter = self._reporter, None
-                if reporter is not None:
-                    reporter.close()
+                self._end_report(failed)
         finally:
             try:
                 if not self._managed_backend:
                     self._backend.terminate()
             finally:
                 self._idle.release()
-
-    # What is told
-
-    @property
-    def n_dispatched_tasks(self) -> int:
-        return self._counters.dispatched_tasks
-
-    @property
-    def n_dispatched_batches(self) -> int:
-        return self._counters.dispatched_batches
-
-    @property
-    def n_completed_tasks(self) -> int:
-        return self._counters.completed_tasks
-
-    def _effective_n_jobs(self) -> int:
-        return self._backend.effective_n_jobs(self.n_jobs)  # type: ignore[no-any-return]
-
-    def _listen(self, n_jobs: int, ahead: int) -> None:
-        """Begin to follow a call."""
-        self._pre_dispatch_amount = ahead
-        self._input_done = self._said_finished = self._aborting = False
-        # Once it is None, the number of tasks is known.
-        self._original_iterator = self if ahead else None
-        if n_jobs > 1:
-            self._print(
-                f"Using backend {type(self._backend).__name__} with {n_jobs} "
-                "concurrent workers."
-            )
-        if self.progress:
-            from fastjob import progress
-
-            self._reporter = progress.start(
-                self.progress, self._counters, self.n_tasks, repr(self)
-            )
-
-    def _watch(self, tasks: Iterator[Any]) -> Iterator[Any]:
-        """Pass on the input, and notice its end."""
-        yield from tasks
-        self._input_done = True
 
     def _on_batch(self, n_tasks: int) -> None:
         """Be told by the engine that more tasks have completed."""
@@ -791,50 +605,13 @@ class Parallel(Generic[Kind]):
         if self._input_done:
             self._original_iterator = None
 
-    def print_progress(self) -> None:
-        """Report the progress of the call; called on each completion.
-
-        A subclass may override it. It may read `n_tasks`, `n_dispatched_tasks`,
-        `n_dispatched_batches` and `n_completed_tasks`.
-        """
-        verbose = self.verbose
-        if not verbose:
-            return
-        completed = self.n_completed_tasks
-        dispatched = self.n_dispatched_tasks
-        elapsed = time() - self._start_time
-        message: str | None
-        if self._original_iterator is not None:
-            if verbosity.is_quiet(self.n_dispatched_batches, verbose):
-                return
-            message = verbosity.consuming(completed, self.n_tasks, elapsed)
-        elif completed == dispatched and not self._aborting:
-            self._said_finished = True
-            message = verbosity.finished(completed, self.n_tasks, elapsed)
-        else:
-            message = verbosity.draining(
-                completed,
-                dispatched,
-                self.n_tasks,
-                elapsed,
-                verbose,
-                self._pre_dispatch_amount,
-            )
-        if message is not None:
-            self._print(message)
-
-    def _print(self, message: str) -> None:
-        """Write a line to stderr, or to stdout where `verbose` is 50 or more."""
-        if not self.verbose:
-            return
-        out = sys.stderr if self.verbose < 50 else sys.stdout
-        out.write(f"[{self}]: {message}\n")
+    def _effective_n_jobs(self) -> int:
+        return self._backend.effective_n_jobs(self.n_jobs)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_jobs={self.n_jobs})"
 
 
-_print_progress = Parallel.print_progress
 _sequential_backend: Any = None
 
 
@@ -848,15 +625,8 @@ def _sequential() -> Any:
 
 def _tasks_of(function: Callable[..., Any], rows: Iterable[Any]) -> Iterator[Any]:
     """Return the tasks of `map`: made in C, with one kwargs dict for all of them."""
-    return zip(repeat(function), rows, repeat({}))  # noqa: B905
+    return zip(repeat(function), rows, repeat({}))
 
 
-def _is_integer(value: object) -> bool:
-    return hasattr(type(value), "__index__")
-
-
-def _is_positive(value: Any) -> bool:
-    try:
-        return bool(value > 0)
-    except TypeError:
-        return False
+def _length_of(iterable: Any) -> int | None:
+    return len(iterable) if hasattr(iterable, "__len__") else None

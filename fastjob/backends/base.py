@@ -156,8 +156,11 @@ class ParallelBackendBase(metaclass=ABCMeta):
         if unknown:
             raise TypeError(
                 f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; "
-                + (f"its options are: {', '.join(sorted(valid))}." if valid
-                   else "it has no options.")
+                + (
+                    f"its options are: {', '.join(sorted(valid))}."
+                    if valid
+                    else "it has no options."
+                )
             )
 
     def open_call(self, call: Call) -> Engine:
@@ -265,23 +268,23 @@ class ParallelBackendBase(metaclass=ABCMeta):
         self.parallel = parallel
         return self.effective_n_jobs(n_jobs)
 
-    def start_call(self) -> None:
+    def start_call(self) -> None:  # noqa: B027
         """Be told that a call begins."""
 
-    def stop_call(self) -> None:
+    def stop_call(self) -> None:  # noqa: B027
         """Be told that a call has ended."""
 
-    def terminate(self) -> None:
+    def terminate(self) -> None:  # noqa: B027
         """Release the workers."""
 
     def compute_batch_size(self) -> int:
         """Return how many tasks the next batch should hold."""
         return 1
 
-    def batch_completed(self, batch_size: int, duration: float) -> None:
+    def batch_completed(self, batch_size: int, duration: float) -> None:  # noqa: B027
         """Be told how long a batch took, in seconds from submission."""
 
-    def abort_everything(self, ensure_ready: bool = True) -> None:
+    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: B027
         """Stop the tasks that run; the call has failed.
 
         Parameters

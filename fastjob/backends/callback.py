@@ -5,33 +5,29 @@ completed; results are complete and in order; when a call ends, in whatever way,
 backend is told to drop what is still in flight and that the call has ended.
 
 Assumes of the backend that it calls the callback once for each batch, in any thread,
-also from within `submit`, and also when the batch has failed; `retrieve_result_callback`
-then returns what the batch returned or raises.  A backend that does not set
-`supports_retrieve_callback` is asked for its batches one after the other, in the order
-of submission, by the thread that runs the call: such backends (of the time before
-joblib 1.3) need not call the callback when a batch fails, so a failure can only be seen
-that way.
+also from within `submit`, and also when the batch has failed; then
+`retrieve_result_callback` returns what the batch returned, or raises.  A backend that
+does not set `supports_retrieve_callback` is asked for its batches one after the other,
+in the order of submission, by the thread that runs the call: such backends (of the
+time before joblib 1.3) need not call the callback when a batch fails, so a failure can
+only be seen that way.
 
 Only the thread that runs the call takes input, submits and counts.  A callback does
 nothing but fetch its result and put its batch on a queue, so the only state shared
 between threads is that queue, whose `put` never blocks.  A callback that comes after
 its call has ended, or after its batch was given up, puts its batch on a queue that
 nobody reads, or is recognised by `live` being false.
-
-The tasks of a batch never raise to the backend: a batch returns what its tasks returned
-and what they raised.  So all backends treat failures alike, one failed task does not
-cost the results of its neighbours, and the error names its task.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from copy import copy
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from fastjob import config, failure
+from fastjob import failure
+from fastjob.backends.batch import GuardedCalls
 from fastjob.errors import TaskError
 
 TYPE_CHECKING = False
@@ -44,129 +40,6 @@ if TYPE_CHECKING:
 # A stream in the order of the tasks may hold this many windows of finished results
 # behind one slow task before the input is taken no further.
 STREAM_WINDOWS = 8
-
-
-class BatchedCalls:
-    """The tasks of a batch as one callable without arguments; can be pickled.
-
-    Parameters
-    ----------
-    iterator_slice : iterable of tuple
-        The tasks: ``(function, args, kwargs)``.
-    backend_and_jobs : tuple or dict, optional
-        What nested calls start from: a backend and its n_jobs, or a configuration
-        made by `config.nested`.
-    reducer_callback, pickle_cache
-        Accepted for the sake of code written for joblib.
-    """
-
-    def __init__(
-        self,
-        iterator_slice: Iterable[Any],
-        backend_and_jobs: Any = None,
-        reducer_callback: Any = None,
-        pickle_cache: Any = None,
-    ) -> None:
-        self.items = list(iterator_slice)
-        if isinstance(backend_and_jobs, tuple):
-            backend, n_jobs = backend_and_jobs
-            backend_and_jobs = {"backend": backend, "n_jobs": n_jobs}
-        self.nested = backend_and_jobs
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __call__(self) -> Any:
-        """Run the tasks and return their results."""
-        if self.nested is None:
-            return self.run()
-        token = config.restore(self.nested)
-        try:
-            return self.run()
-        finally:
-            config.reset(token)
-
-    def run(self) -> Any:
-        return [function(*args, **kwargs) for function, args, kwargs in self.items]
-
-
-class GuardedCalls(BatchedCalls):
-    """A batch that returns the failures of its tasks beside their results.
-
-    Parameters
-    ----------
-    first : int
-        Index of the first task.
-    tasks : iterable of tuple
-        The tasks.
-    call : Call
-        What the batch belongs to.
-    packed : bool
-        Whether exceptions must be packed to reach the caller.
-    """
-
-    def __init__(
-        self, first: int, tasks: Iterable[Any], call: Call, packed: bool
-    ) -> None:
-        super().__init__(tasks, call.nested)
-        self.first = first
-        self.go_on = call.return_errors or call.retries > 0
-        self.show_values = call.show_values
-        self.packed = packed
-
-    def run(self) -> tuple[list[Any], list[tuple[int, Any, str, float]]]:
-        """Run the tasks, up to the first failure if that ends the call.
-
-        Returns
-        -------
-        results : list
-            One for each task that was run; None for one that failed.
-        failures : list of tuple
-            Offset in the batch, exception (packed or not), traceback, seconds.
-        """
-        results: list[Any] = []
-        failures: list[tuple[int, Any, str, float]] = []
-        for offset, item in enumerate(self.items):
-            begin = monotonic()
-            task = self.load, (item,), {}
-            try:
-                task = self.load(item)
-                function, args, kwargs = task
-                results.append(self.dump(function(*args, **kwargs), offset, task))
-            except BaseException as error:
-                elapsed = monotonic() - begin
-                failed = (error, self.first + offset, *task, self.show_values)
-                sent: Any = error
-                if self.packed:
-                    text = failure.describe(*failed)
-                    sent = failure.pack(error, text)
-                else:
-                    text = failure.attach(*failed)
-                failures.append((offset, sent, text, elapsed))
-                results.append(None)
-                if not self.go_on:
-                    break
-        return results, failures
-
-    def only(self, offset: int) -> GuardedCalls:
-        """Return a batch of one task of this one, as it was captured."""
-        one = copy(self)
-        one.first += offset
-        one.items = [self.items[offset]]
-        return one
-
-    def load(self, item: Any) -> Any:
-        """Return a task; the counterpart of how `__init__` stores it."""
-        return item
-
-    def dump(self, result: Any, offset: int, task: Any) -> Any:
-        """Return a result as it is sent to the caller."""
-        return result
-
-    @staticmethod
-    def read(outcome: Any) -> Any:
-        """Return the results and failures of a batch, in the caller."""
-        return outcome
 
 
 class _Batch:

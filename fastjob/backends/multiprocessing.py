@@ -28,7 +28,7 @@ from fastjob.backends.base import (
     ParallelBackendBase,
     count_workers,
 )
-from fastjob.backends.callback import GuardedCalls
+from fastjob.backends.batch import GuardedCalls
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
 TYPE_CHECKING = False
@@ -89,7 +89,10 @@ class PickledCalls(GuardedCalls):
         try:
             return _dumps(result)
         except Exception as error:
-            name, arguments = failure.shorten_parts(*task, self.show_values)
+            function, args, kwargs = task
+            name, arguments = failure.shorten_parts(
+                function, args, kwargs, self.show_values
+            )
             raise ResultPicklingError(
                 self.first + offset, name, arguments, type(result).__name__, str(error)
             ) from error

@@ -145,8 +145,7 @@ def find(name: object) -> Callable[..., ParallelBackendBase]:
         if isinstance(name, str) and name in theirs:
             return theirs[name]  # type: ignore[no-any-return]
         raise ValueError(
-            f"Invalid backend: {name}, expected one of "
-            f"{sorted({*BACKENDS, *theirs})}"
+            f"Invalid backend: {name}, expected one of {sorted({*BACKENDS, *theirs})}"
         )
     return factory  # type: ignore[no-any-return]
 

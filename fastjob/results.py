@@ -1,0 +1,57 @@
+"""The results of a call as an iterator."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class ResultStream:
+    """The results of a call as an iterator; what ``return_as="generator"`` returns.
+
+    Dropping it, or `close`, ends the call. One thread at a time may take from it.
+
+    Parameters
+    ----------
+    stream : iterator
+        The engine's, with a method `close`.
+    finish : callable
+        Called once when the call has ended, with whether it ended early.
+    """
+
+    __slots__ = ("__weakref__", "_finish", "_next", "_stream")
+
+    def __init__(self, stream: Any, finish: Callable[[bool], None]) -> None:
+        self._finish = [finish]
+        self._stream = stream
+        self._next = stream.__next__
+
+    def __iter__(self) -> ResultStream:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._next()
+        except BaseException as error:
+            self._end(failed=not isinstance(error, StopIteration))
+            raise
+
+    def close(self) -> None:
+        """End the call; tasks that have not started are never run."""
+        self._end(failed=True)
+
+    def _end(self, failed: bool) -> None:
+        # Of two threads that come here at once, one pops and ends the call.
+        try:
+            finish = self._finish.pop()
+        except IndexError:
+            return
+        try:
+            self._stream.close()
+        finally:
+            finish(failed)
+
+    def __del__(self) -> None:
+        self._end(failed=True)
