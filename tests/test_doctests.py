@@ -1,0 +1,32 @@
+"""The examples in the docstrings of the package run and give what they say."""
+
+from __future__ import annotations
+
+import doctest
+import pkgutil
+from importlib import import_module
+
+import pytest
+
+import fastjob
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(fastjob.__path__, "fastjob.")
+    if module.name != "fastjob.__main__"
+)
+NEEDS = {"fastjob.backends.dask": "distributed", "fastjob.backends.ray": "ray"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    failed, _ = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def test_there_are_docstrings_with_examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = finder.find(import_module("fastjob.parallel"))
+    assert sum(bool(test.examples) for test in found) > 0
