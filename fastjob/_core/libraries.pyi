@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class Loaded:
+    @property
+    def names(self) -> tuple[str, ...]: ...

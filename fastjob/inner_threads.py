@@ -1,0 +1,342 @@
+"""How many threads native libraries use inside a task.
+
+In a worker process.  Libraries to come read the environment when they are loaded;
+those already there are set at run time.  A worker does both before the first task of a
+call, so caps can go up and down in a warm worker.  What the user set in the
+environment wins over the default share, and an explicit number over both.  The
+variables in a worker's own ``os.environ`` tell nothing about the user, since fastjob
+writes them; so the caller sends what its user set (`user_settings`), and the worker
+keeps it (`user_environment`) apart from what it writes itself.
+
+In the thread backend.  Tasks share the user's process: its environment is left alone.
+OpenMP, MKL and numba keep the number for each thread, so every worker thread sets its
+own (`thread_caps`).  OpenBLAS has one for the process: `thread_backend_limits` holds
+it while a call runs.  Calls that overlap share it: the least of their numbers holds,
+since two calls that each fit the machine must fit it together, and with the last one
+ended the number from before the first returns.
+
+Two libraries are special.  numba reads its variable again each time it compiles, and
+refuses a changed one once its threads run: it is left alone once numba is imported,
+and a cap cannot rise above what numba started with.  torch sets the number of a thread
+when the thread first uses it, on top of what was set before: it is made to do so first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from fastjob._core.pools import Pool, loaded_pools
+from fastjob._core.threadpools import claim, release
+from fastjob.budget import default_share
+
+__all__ = [
+    "VARIABLES",
+    "apply_worker_caps",
+    "default_share",
+    "thread_backend_limits",
+    "thread_caps",
+    "user_environment",
+    "user_settings",
+]
+
+#: The variable that bounds each kind of pool.
+OWN_VARIABLE = {
+    "openmp": "OMP_NUM_THREADS",
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+    "accelerate": "VECLIB_MAXIMUM_THREADS",
+}
+NUMBA_VARIABLE = "NUMBA_NUM_THREADS"
+#: Makes the TBB schedulers of several processes share the machine; not a number.
+TBB_VARIABLE = "ENABLE_IPC"
+
+#: Every variable that a worker's cap is written to.
+VARIABLES = (
+    *OWN_VARIABLE.values(),
+    NUMBA_VARIABLE,
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+
+
+def _checked(limit: int) -> int:
+    if not 1 <= limit < 1 << 31:
+        raise ValueError(
+            f"inner_max_num_threads must be at least 1 and below 2**31, got {limit}"
+        )
+    return limit
+
+
+def _first_number(text: str | None) -> int | None:
+    """The number in a variable: ``OMP_NUM_THREADS=4,2`` gives one for each level."""
+    first = (text or "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) else None
+
+
+# ------------------------------------------------------------- worker processes
+
+
+class _WorkerCaps:
+    """What this process was capped to; only the thread that runs tasks uses it."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, str] = {}  # what the caller's user set
+        self.written: dict[str, str] = {}  # what we wrote to os.environ
+        self.asked: tuple[int, bool] | None = None  # limit, explicit
+        self.pools: tuple[Pool, ...] = ()  # those seen when it was applied
+        self.numba_capped = False
+
+    def settings(self) -> dict[str, str]:
+        found = {}
+        for name in (*VARIABLES, TBB_VARIABLE):
+            value = os.environ.get(name)
+            if value is not None and self.written.get(name) == value:
+                value = self.users.get(name)
+            if value is not None:
+                found[name] = value
+        return found
+
+    def write_environment(self, limit: int, explicit: bool) -> None:
+        for name in VARIABLES:
+            if name == NUMBA_VARIABLE and "numba" in sys.modules:
+                continue
+            value = str(limit)
+            if not explicit:
+                value = self.users.get(name, value)
+            os.environ[name] = self.written[name] = value
+        value = self.users.get(TBB_VARIABLE, "1")
+        os.environ[TBB_VARIABLE] = self.written[TBB_VARIABLE] = value
+
+    def number(self, variable: str, limit: int, explicit: bool) -> int:
+        if explicit:
+            return limit
+        return _first_number(self.users.get(variable)) or limit
+
+    def pool_number(self, pool: Pool, limit: int, explicit: bool) -> int:
+        variable = OWN_VARIABLE.get(pool.internal_api, "")
+        if pool.threading_layer == "openmp":
+            variable = OWN_VARIABLE["openmp"]
+        return self.number(variable, limit, explicit)
+
+    def cap_modules(self, limit: int, explicit: bool) -> None:
+        torch = sys.modules.get("torch")
+        if hasattr(torch, "set_num_threads"):  # not while it is being imported
+            variable = OWN_VARIABLE["openmp"]
+            torch.set_num_threads(self.number(variable, limit, explicit))
+        limit = self.number(NUMBA_VARIABLE, limit, explicit)
+        if _cap_numba(limit, may_raise=self.numba_capped) is not None:
+            self.numba_capped = True
+
+    def cap_pools(self, pools: tuple[Pool, ...], limit: int, explicit: bool) -> None:
+        for pool in pools:
+            pool.set_everywhere(self.pool_number(pool, limit, explicit))
+
+
+_worker = _WorkerCaps()
+
+
+def user_settings() -> dict[str, str]:
+    """Return the variables that the user set, for the caller to send to workers.
+
+    Returns
+    -------
+    dict
+        The variables of `VARIABLES` that are in ``os.environ`` and were not written
+        by fastjob. In a worker those that the user of its caller set are included,
+        so they reach nested workers.
+    """
+    return _worker.settings()
+
+
+def user_environment(environ: Mapping[str, str]) -> None:
+    """Keep what the user set in the caller's process; other variables are ignored.
+
+    Parameters
+    ----------
+    environ : mapping
+        What `user_settings` returned there, or its whole environment.
+    """
+    users = {n: environ[n] for n in (*VARIABLES, TBB_VARIABLE) if n in environ}
+    if users != _worker.users:
+        _worker.users = users
+        _worker.asked = None
+
+
+def apply_worker_caps(limit: int, explicit: bool) -> None:
+    """Cap the native threads of this worker process.
+
+    Call it in the thread that runs the tasks, before the first one of each call and
+    after `user_environment`. With nothing changed it costs about a microsecond.
+
+    Parameters
+    ----------
+    limit : int
+        Threads that each library may use, at least 1.
+    explicit : bool
+        Whether the user asked for ``limit``: then it wins over the environment.
+    """
+    asked = (limit, explicit)
+    pools = loaded_pools()
+    if asked == _worker.asked:
+        if pools is not _worker.pools:
+            # Loaded by a task. Most have read the environment; TBB has no variable.
+            known = set(_worker.pools)
+            new = tuple(pool for pool in pools if pool not in known)
+            _worker.cap_pools(new, limit, explicit)
+            _worker.pools = pools
+        return
+    _checked(limit)
+    _worker.write_environment(limit, explicit)
+    _worker.cap_modules(limit, explicit)
+    _worker.cap_pools(pools, limit, explicit)
+    _worker.asked, _worker.pools = asked, pools
+
+
+# --------------------------------------------------------------- thread backend
+
+
+class _Holder:
+    """The numbers that calls of the thread backend ask for, in process-wide pools."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.limits: dict[thread_backend_limits, int] = {}
+
+    def add(self, call: thread_backend_limits, limit: int) -> None:
+        with self.lock:
+            self.limits[call] = limit
+            self.apply()
+
+    def remove(self, call: thread_backend_limits) -> None:
+        with self.lock:
+            if self.limits.pop(call, None) is not None:
+                self.apply()
+
+    def refresh(self) -> None:
+        with self.lock:
+            if self.limits:
+                self.apply()
+
+    def apply(self) -> None:
+        pools = [pool for pool in loaded_pools() if pool.process_wide]
+        if self.limits:
+            claim(self, dict.fromkeys(pools, min(self.limits.values())))
+        else:
+            release(self, pools)
+
+
+_holder = _Holder()
+
+
+def _renew_lock() -> None:
+    _holder.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class thread_backend_limits:
+    """Hold the process-wide pools while a call of the thread backend runs.
+
+    Parameters
+    ----------
+    limit : int or None
+        ``inner_max_num_threads`` of the call, at least 1. None leaves the pools as
+        they are; in a worker process its threads then still get the worker's cap.
+
+    Examples
+    --------
+    >>> with thread_backend_limits(1) as limits:
+    ...     pass  # and in each worker thread: with limits.in_thread() as caps: ...
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = None if limit is None else _checked(limit)
+
+    def __enter__(self) -> thread_backend_limits:
+        if self.limit is not None:
+            _holder.add(self, self.limit)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _holder.remove(self)
+
+    def in_thread(self) -> thread_caps:
+        """Return the caps to enter in each worker thread."""
+        if self.limit is None and _worker.asked is not None:
+            return thread_caps(*_worker.asked)
+        return thread_caps(self.limit)
+
+
+class thread_caps:
+    """Cap the calling thread in the pools that keep a number for each thread.
+
+    Parameters
+    ----------
+    limit : int or None
+        Threads, at least 1; None does nothing.
+    explicit : bool
+        Whether the limit wins over what the user of a worker's caller set.
+    """
+
+    def __init__(self, limit: int | None, explicit: bool = True) -> None:
+        self.limit = None if limit is None else _checked(limit)
+        self.explicit = explicit
+        self._pools: tuple[Pool, ...] = ()
+        self._before: dict[Pool, int] = {}
+        self._numba_before: int | None = None
+
+    def __enter__(self) -> thread_caps:
+        if self.limit is not None:
+            limit = _worker.number(NUMBA_VARIABLE, self.limit, self.explicit)
+            self._numba_before = _cap_numba(limit, may_raise=False)
+            self.refresh()
+        return self
+
+    def refresh(self) -> None:
+        """Cap what was loaded meanwhile; costs well below a microsecond if nothing."""
+        pools = loaded_pools()
+        if self.limit is None or pools is self._pools:
+            return
+        torch = sys.modules.get("torch")
+        if hasattr(torch, "get_num_threads"):
+            torch.get_num_threads()  # sets the thread's number, for the first time
+        for pool in pools:
+            if pool.per_thread and pool not in self._before:
+                self._before[pool] = pool.num_threads
+                number = _worker.pool_number(pool, self.limit, self.explicit)
+                pool.set_num_threads(number)
+        _holder.refresh()
+        self._pools = pools
+
+    def __exit__(self, *exc_info: object) -> None:
+        for pool, threads in self._before.items():
+            pool.set_num_threads(threads)
+        if self._numba_before is not None:
+            sys.modules["numba"].set_num_threads(self._numba_before)
+        self._before = {}
+        self._pools = ()
+        self._numba_before = None
+
+
+def _cap_numba(limit: int, may_raise: bool) -> int | None:
+    """Cap numba in this thread; the number from before, or None if left alone.
+
+    Asking numba starts its threads, so it is not asked where the limit is no limit,
+    unless an earlier one has to be raised.
+    """
+    numba: Any = sys.modules.get("numba")
+    if not hasattr(numba, "set_num_threads"):  # not while it is being imported
+        return None
+    most: int = numba.config.NUMBA_NUM_THREADS
+    if limit >= most and not may_raise:
+        return None
+    before: int = numba.get_num_threads()
+    numba.set_num_threads(min(limit, most))
+    return before
