@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Editable: mypy reads the types of the extensions from the .pyi files beside them.
-pip install -q -e . ruff mypy cython-lint basedpyright || exit
+pip install -q -e . -r ci/lint-requirements.txt || exit
 
 status=0
 check() {

@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages in ``docs/`` run, and print what they say.
+"""The examples of the README and of ``docs/`` run, and print what they say.
 
 The ``python`` blocks of a page are one script, run by a fresh interpreter as a user
 would run it: top level, no main guard. A ``text`` block right after a ``python`` block

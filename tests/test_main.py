@@ -63,7 +63,7 @@ def test_help_imports_no_command(run_python):
         "import sys\n"
         "from fastjob.__main__ import main\n"
         "main(['--help'])\n"
-        "heavy = {'numpy', 'psutil', 'cloudpickle', 'multiprocessing', 'fastjob.demo'}\n"
+        "heavy = {'numpy', 'psutil', 'cloudpickle', 'fastjob.demo'}\n"
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)\n"
     )
     assert done.stderr == ""
