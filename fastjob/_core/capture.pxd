@@ -1,0 +1,41 @@
+from libc.stdint cimport uint32_t
+
+from fastjob._core.snapshot cimport Snapshot
+
+
+cdef class Constant:
+    # A callable or a shared object of one call. One owner: the thread of the call.
+    cdef readonly uint32_t number
+    cdef readonly object value      # held, so that its address stays its identity
+    cdef readonly object data       # its pickle
+    cdef readonly list blocks       # out-of-band buffers of the pickle, or None
+    cdef readonly list needs        # constants that its pickle refers to
+    cdef Snapshot snapshot          # None: compare by pickling again
+    cdef readonly long long uses
+    cdef long long checked          # epoch of the last comparison
+
+
+cdef class Capture:
+    cdef dict functions         # id (or ids) -> Constant
+    cdef dict shared            # id -> Constant
+    cdef list candidates        # shared constants used once so far, oldest first
+    cdef long long candidate_bytes
+    cdef public long long epoch         # raised whenever the caller's code may have run
+    cdef list expired           # shared constants given up, for the workers to forget
+    cdef readonly uint32_t n_constants
+    cdef readonly long long n_pickles   # pickles made, for the counts
+    cdef readonly long long bytes_pickled
+    cdef object store           # where big buffers go; None keeps them in band
+    cdef object reducers
+    cdef list refs              # constants that the task being captured refers to
+    cdef list blocks            # and its out-of-band buffers
+
+    cdef Constant function(self, object f)
+    cdef object arguments(self, long long index, object f, object with_function,
+                          tuple args, object kwargs)
+    cdef Constant _new(self, object value, object data, list blocks, list needs)
+    cdef object _share(self, object value)
+    cdef bint _unchanged(self, Constant c) except -1
+
+
+cdef bint plain(object value, int depth) noexcept

@@ -1,0 +1,43 @@
+"""The objects that a worker was sent once, and that tasks refer to by number.
+
+The table belongs to the worker's only thread that reads the socket.  A definition is
+kept as bytes until a task first needs it, so that an error in unpickling it (a module
+that cannot be imported there) is that task's error.
+
+`constant` is what a pickled reference calls: ``pickle`` finds it by its name.
+"""
+
+from fastjob._core.pickling cimport load
+
+cdef dict pickled = {}
+cdef dict loaded = {}
+
+
+cdef int define(uint32_t number, object data) except -1:
+    pickled[number] = data
+    loaded.pop(number, None)
+    return 0
+
+
+cdef int forget(uint32_t number) except -1:
+    pickled.pop(number, None)
+    loaded.pop(number, None)
+    return 0
+
+
+cdef int reset() except -1:
+    pickled.clear()
+    loaded.clear()
+    return 0
+
+
+cpdef object constant(uint32_t number):
+    """The object behind a reference in a task's arguments."""
+    cdef object value
+    if number in loaded:
+        return loaded[number]
+    value = load(pickled[number])
+    loaded[number] = value
+    # The bytes stay only as long as they are needed.
+    pickled[number] = None
+    return value

@@ -1,0 +1,126 @@
+# C declarations of the engine: the kernel and libc calls, in one place.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long nfds, int timeout)
+    short POLLIN
+    short POLLOUT
+    short POLLERR
+    short POLLHUP
+    short POLLNVAL
+
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *result)
+    int CLOCK_MONOTONIC
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    int SHUT_RDWR
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    int shutdown(int fd, int how)
+
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+
+    #define FJ_MAX_FDS 64
+
+    #ifndef MSG_CMSG_CLOEXEC
+    #define MSG_CMSG_CLOEXEC 0
+    #endif
+
+    /* Send bytes, and descriptors with the first of them.  -1 and errno. */
+    static ssize_t fj_send(int sock, const void *data, size_t size,
+                           const int *fds, int n_fds, int flags)
+    {
+        union { struct cmsghdr align;
+                char space[CMSG_SPACE(FJ_MAX_FDS * sizeof(int))]; } control;
+        struct iovec part = { (void *)data, size };
+        struct msghdr message;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        if (n_fds > 0) {
+            struct cmsghdr *head;
+            memset(&control, 0, sizeof control);
+            message.msg_control = control.space;
+            message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+            head = CMSG_FIRSTHDR(&message);
+            head->cmsg_level = SOL_SOCKET;
+            head->cmsg_type = SCM_RIGHTS;
+            head->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+            memcpy(CMSG_DATA(head), fds, n_fds * sizeof(int));
+        }
+        return sendmsg(sock, &message, flags);
+    }
+
+    /* Receive bytes and the descriptors that came with them (close-on-exec).
+       -2: descriptors were cut off, since this process has no more to spare. */
+    static ssize_t fj_recv(int sock, void *data, size_t size,
+                           int *fds, int *n_fds, int flags)
+    {
+        union { struct cmsghdr align;
+                char space[CMSG_SPACE(FJ_MAX_FDS * sizeof(int))]; } control;
+        struct iovec part = { data, size };
+        struct msghdr message;
+        struct cmsghdr *head;
+        ssize_t got;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.space;
+        message.msg_controllen = sizeof control.space;
+        *n_fds = 0;
+        got = recvmsg(sock, &message, flags | MSG_CMSG_CLOEXEC);
+        if (got < 0)
+            return -1;
+        for (head = CMSG_FIRSTHDR(&message); head != NULL;
+             head = CMSG_NXTHDR(&message, head))
+            if (head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+                int n = (int)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+                if (n > FJ_MAX_FDS - *n_fds)
+                    n = FJ_MAX_FDS - *n_fds;
+                memcpy(fds + *n_fds, CMSG_DATA(head), n * sizeof(int));
+                *n_fds += n;
+            }
+        if (message.msg_flags & MSG_CTRUNC) {
+            while (*n_fds > 0)
+                close(fds[--*n_fds]);
+            return -2;
+        }
+        return got;
+    }
+    """
+    enum:
+        FJ_MAX_FDS
+    ssize_t fj_send(int sock, const void *data, size_t size,
+                    const int *fds, int n_fds, int flags) nogil
+    ssize_t fj_recv(int sock, void *data, size_t size,
+                    int *fds, int *n_fds, int flags) nogil
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec

@@ -1,0 +1,5 @@
+cdef class Snapshot:
+    cdef list parts         # (object, its type, what it held)
+    cdef dict kinds         # class -> names of its slots
+    cdef int _add(self, object obj, list stack, set seen) except -1
+    cdef bint unchanged(self) except -1

@@ -1,0 +1,211 @@
+"""Has a Python object changed since it was pickled?  Exactly, and without pickling.
+
+An object that many tasks share is pickled once a call.  The caller may change it
+between two tasks, and the later task must then see the change.  `Snapshot` remembers,
+for everything that can be reached from the object, which objects it was made of, and
+holds a reference to each: while the reference is held no other object can have the
+same address, so comparing addresses is comparing contents.
+
+What is compared, and how:
+
+- ``list``, ``tuple``, ``dict``, ``set``, ``frozenset``: members, by address, in order;
+- instances of classes written in Python, with the pickling that ``object`` gives or
+  with their own: the attributes in ``__dict__`` and in slots;
+- ``bytearray``: its bytes;
+- numbers, strings, ``bytes``, ``None``, functions, classes, modules: immutable, or
+  pickled by name.
+
+Anything else keeps its state where Python cannot see it (an extension type, an
+array): then no snapshot is taken, and the owner pickles again and compares the bytes.
+"""
+
+cimport cython
+from cpython.dict cimport PyDict_Next, PyDict_Size
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+
+import types
+
+cdef frozenset LEAVES = frozenset({
+    int, float, complex, bool, str, bytes, type(None), type(Ellipsis),
+    type(NotImplemented), range, type, types.FunctionType,
+    types.BuiltinFunctionType, types.ModuleType,
+})
+cdef enum:
+    HEAP_TYPE = 1 << 9      # Py_TPFLAGS_HEAPTYPE: made by a class statement
+    MOST_PARTS = 1 << 16    # containers; more would cost more than pickling again
+
+
+class Opaque(Exception):
+    """The object has state that cannot be compared."""
+
+
+cdef tuple slots_of(object kind):
+    names = []
+    for base in kind.__mro__:
+        own = base.__dict__.get("__slots__", ())
+        names.extend((own,) if isinstance(own, str) else own)
+    return tuple(n for n in names if n not in ("__dict__", "__weakref__"))
+
+
+cdef bint is_python_instance(object kind):
+    """Whether all state of the instances of `kind` is in attributes."""
+    for base in kind.__mro__:
+        if base is object:
+            continue
+        if not base.__flags__ & HEAP_TYPE or base.__module__ == "builtins":
+            return False
+        # A heap type that C code made has members or methods of C types.
+        for value in base.__dict__.values():
+            if type(value) in C_MEMBERS:
+                name = getattr(value, "__name__", "")
+                if name not in ("__dict__", "__weakref__") and (
+                        name not in slots_of(base)):
+                    return False
+    return True
+
+
+cdef frozenset C_MEMBERS = frozenset({
+    types.MemberDescriptorType, types.GetSetDescriptorType,
+    types.MethodDescriptorType, types.WrapperDescriptorType,
+})
+
+
+@cython.final
+cdef class Snapshot:
+    """What an object was made of at one moment.
+
+    Parameters
+    ----------
+    obj : object
+
+    Raises
+    ------
+    Opaque
+        If some part of it cannot be compared.
+    """
+
+    def __init__(self, obj):
+        self.parts = []
+        self.kinds = {}
+        stack = [obj]
+        seen = set()
+        while stack:
+            self._add(stack.pop(), stack, seen)
+
+    cdef int _add(self, object obj, list stack, set seen) except -1:
+        cdef object kind = type(obj)
+        cdef object copy
+        if kind in LEAVES or isinstance(obj, type):
+            return 0
+        if id(obj) in seen:
+            return 0
+        seen.add(id(obj))
+        if len(self.parts) >= MOST_PARTS:
+            raise Opaque
+        if kind is list:
+            copy = list(obj)
+            stack.extend(x for x in <list>copy if type(x) not in LEAVES)
+        elif kind is tuple:
+            # Cannot change itself; the snapshot holds it through its owner.
+            stack.extend(x for x in <tuple>obj if type(x) not in LEAVES)
+            return 0
+        elif kind is dict:
+            copy = dict(<dict>obj)
+            stack.extend(x for x in (<dict>copy).values() if type(x) not in LEAVES)
+            stack.extend(x for x in <dict>copy if type(x) not in LEAVES)
+        elif kind is set:
+            copy = set(obj)
+            stack.extend(x for x in <set>copy if type(x) not in LEAVES)
+        elif kind is frozenset:
+            stack.extend(x for x in obj if type(x) not in LEAVES)
+            return 0
+        elif kind is bytearray:
+            copy = bytes(obj)
+        else:
+            if kind not in self.kinds:
+                if not is_python_instance(kind):
+                    raise Opaque
+                self.kinds[kind] = slots_of(kind)
+            own = getattr(obj, "__dict__", None)
+            if own is not None:
+                if type(own) is not dict:
+                    raise Opaque
+                stack.append(own)
+            slots = self.kinds[kind]
+            if not slots:
+                # The same attributes dictionary for life, unless it is replaced.
+                copy = own
+            else:
+                values = [getattr(obj, name, MISSING) for name in slots]
+                stack.extend(values)
+                copy = (own, values)
+            self.parts.append((obj, kind, copy))
+            return 0
+        self.parts.append((obj, kind, copy))
+        return 0
+
+    cdef bint unchanged(self) except -1:
+        """Whether the object is still made of the same objects."""
+        cdef object obj, kind, copy
+        for obj, kind, copy in self.parts:
+            if type(obj) is not kind:
+                return False
+            if kind is dict:
+                if not same_dict(<dict>obj, <dict>copy):
+                    return False
+            elif kind is list:
+                if not same_list(<list>obj, <list>copy):
+                    return False
+            elif kind is set:
+                # Equal members need not be the same objects, but hashable ones that
+                # compare equal are interchangeable to a task.
+                if <set>obj != <set>copy:
+                    return False
+            elif kind is bytearray:
+                if obj != copy:
+                    return False
+            elif type(copy) is tuple:
+                if getattr(obj, "__dict__", None) is not copy[0]:
+                    return False
+                for name, value in zip(self.kinds[kind], copy[1], strict=True):
+                    if getattr(obj, name, MISSING) is not value:
+                        return False
+            elif getattr(obj, "__dict__", None) is not copy:
+                return False
+        return True
+
+    def same(self):
+        """Whether the object is still made of the same objects."""
+        return bool(self.unchanged())
+
+
+cdef object MISSING = object()
+LEAVES |= {object}
+
+
+cdef bint same_list(list now, list then) noexcept:
+    cdef Py_ssize_t i, n = PyList_GET_SIZE(then)
+    if PyList_GET_SIZE(now) != n:
+        return False
+    for i in range(n):
+        if PyList_GET_ITEM(now, i) is not PyList_GET_ITEM(then, i):
+            return False
+    return True
+
+
+cdef bint same_dict(dict now, dict then) noexcept:
+    cdef Py_ssize_t at = 0, at_then = 0
+    cdef PyObject *key
+    cdef PyObject *value
+    cdef PyObject *key_then
+    cdef PyObject *value_then
+    if PyDict_Size(now) != PyDict_Size(then):
+        return False
+    while PyDict_Next(then, &at_then, &key_then, &value_then):
+        if not PyDict_Next(now, &at, &key, &value):
+            return False
+        if key is not key_then or value is not value_then:
+            return False
+    return True

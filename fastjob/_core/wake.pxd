@@ -1,0 +1,4 @@
+cdef class Wake:
+    cdef readonly int fd
+    cdef int writer
+    cdef void silence(self) noexcept

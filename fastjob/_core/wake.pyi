@@ -1,0 +1,3 @@
+class Wake:
+    fd: int
+    def __call__(self) -> None: ...

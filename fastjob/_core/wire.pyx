@@ -1,0 +1,269 @@
+"""Frames on a stream socket between a caller and one worker.
+
+A frame is a fixed header and a body.  Descriptors (of shared memory regions) ride on
+the first byte of the write that carries their frame; the kernel keeps their order, so
+a receiver hands each frame as many as its header names.
+
+Who may block.  The caller never blocks in writing: what the socket does not take
+stays in `out` and goes when ``poll`` says so, while the caller goes on reading.  A
+worker may block in writing: the only reader is the caller, which always reads before
+it waits.  So there is no state in which both wait for the other's reading.
+
+A frame that cannot be one (wrong magic, unknown kind, a body larger than
+`MAX_BODY`) raises `WireError` and nothing of it is interpreted; the caller then treats
+the worker as dead.  Bodies are unpickled, and only by the two ends of an inherited
+socketpair: nothing else can reach it.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMFILE, errno
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove
+
+from fastjob._core.libc cimport (
+    MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, close, fj_recv, fj_send, poll,
+    pollfd,
+)
+
+import os
+
+cdef enum:
+    MAGIC = 0x314A4246
+    FIRST_ROOM = 1 << 16
+    KEEP_ROOM = 1 << 20     # a buffer that grew above this is given back when empty
+
+cdef uint64_t MAX_BODY = <uint64_t>1 << 40
+
+
+class WireError(Exception):
+    """A message that this version of fastjob cannot have sent."""
+
+
+cdef char *grown(char *data, size_t start, size_t end, size_t room,
+                 size_t need, size_t *new_room) except NULL:
+    """Room for `need` more bytes behind the live ones, which move to the front."""
+    cdef size_t live = end - start, size = room
+    cdef char *fresh
+    if live + need <= room:
+        memmove(data, data + start, live)
+        new_room[0] = room
+        return data
+    while size < live + need:
+        size *= 2
+    fresh = <char *>malloc(size)
+    if fresh is NULL:
+        raise MemoryError(f"no memory for a message of {live + need} bytes")
+    memcpy(fresh, data + start, live)
+    free(data)
+    new_room[0] = size
+    return fresh
+
+
+@cython.final
+cdef class Channel:
+    """One end of the socketpair between a caller and a worker.
+
+    Parameters
+    ----------
+    fd : int
+        A connected stream socket; the channel owns it from now on.
+    """
+
+    def __cinit__(self, int fd):
+        self.fd = fd
+        self.fds_in = []
+        self.out_room = self.in_room = FIRST_ROOM
+        self.out = <char *>malloc(FIRST_ROOM)
+        self.inp = <char *>malloc(FIRST_ROOM)
+        if self.out is NULL or self.inp is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        self._close()
+        free(self.out)
+        free(self.inp)
+
+    def close(self):
+        """Close the socket and every descriptor received but not claimed."""
+        self._close()
+
+    cdef void _close(self) noexcept:
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
+        if self.fds_in is not None:
+            for fd in self.fds_in:
+                close(<int>fd)
+            self.fds_in = []
+
+    cdef int put(self, Kind kind, int flags, uint32_t number, uint32_t count,
+                 int64_t stamp, int64_t extra, const void *body, size_t size,
+                 list fds) except -1:
+        """Append a frame to what is to be written; `flush` writes."""
+        cdef Header header
+        cdef size_t need = sizeof(Header) + size
+        cdef int n_fds = 0 if fds is None else <int>len(fds)
+        if n_fds > 0 and (self.out_end > self.out_start
+                          or self.n_fds_out + n_fds > FJ_MAX_FDS):
+            # Descriptors must ride on their own frame's first byte.
+            self.flush(True)
+        if self.out_end + need > self.out_room:
+            self.out = grown(self.out, self.out_start, self.out_end, self.out_room,
+                             need, &self.out_room)
+            self.out_end -= self.out_start
+            self.out_start = 0
+        header.magic = MAGIC
+        header.kind = <unsigned char>kind
+        header.flags = <unsigned char>flags
+        header.n_fds = <unsigned short>n_fds
+        header.number = number
+        header.count = count
+        header.size = size
+        header.stamp = stamp
+        header.extra = extra
+        memcpy(self.out + self.out_end, &header, sizeof(Header))
+        if size:
+            memcpy(self.out + self.out_end + sizeof(Header), body, size)
+        self.out_end += need
+        if n_fds:
+            for fd in fds:
+                self.fds_out[self.n_fds_out] = fd
+                self.n_fds_out += 1
+        return 0
+
+    cdef void discard(self) noexcept:
+        """Drop what has not been written: nobody will read it."""
+        self.out_start = self.out_end = 0
+        self.n_fds_out = 0
+
+    cdef bint pending(self) noexcept:
+        return self.out_end > self.out_start
+
+    cdef int flush(self, bint wait) except -1:
+        """Write what the socket takes; with `wait`, all of it.
+
+        Raises BrokenPipeError or ConnectionResetError when the peer is gone.
+        """
+        cdef ssize_t done
+        cdef pollfd waiter
+        cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT
+        while self.out_end > self.out_start:
+            with nogil:
+                done = fj_send(self.fd, self.out + self.out_start,
+                               self.out_end - self.out_start,
+                               self.fds_out, self.n_fds_out, flags)
+            if done >= 0:
+                self.out_start += done
+                self.n_fds_out = 0
+                self.n_sends += 1
+                self.bytes_sent += done
+            elif errno == EINTR:
+                PyErr_CheckSignals()
+            elif errno == EAGAIN:
+                if not wait:
+                    return 0
+                waiter.fd = self.fd
+                waiter.events = POLLOUT
+                with nogil:
+                    poll(&waiter, 1, -1)
+                PyErr_CheckSignals()
+            else:
+                raise OSError(errno, os.strerror(errno))
+        self.out_start = self.out_end = 0
+        if self.out_room > KEEP_ROOM:
+            free(self.out)
+            self.out_room = FIRST_ROOM
+            self.out = <char *>malloc(FIRST_ROOM)
+            if self.out is NULL:
+                self.out_room = 0
+                raise MemoryError
+        return 0
+
+    cdef Py_ssize_t receive(self, bint wait) except -2:
+        """Read once.  Bytes got; 0 at the end of the stream; -1 if there is nothing."""
+        cdef ssize_t got
+        cdef int fds[FJ_MAX_FDS]
+        cdef int n_fds, i
+        cdef size_t need = FIRST_ROOM // 2
+        cdef Header *head
+        if self.in_end - self.in_start >= sizeof(Header):
+            head = <Header *>(self.inp + self.in_start)
+            if head.size > MAX_BODY:
+                raise WireError(f"a message of {head.size} bytes")
+            need = max(need, sizeof(Header) + head.size
+                       - min(<size_t>(self.in_end - self.in_start),
+                             sizeof(Header) + head.size))
+        if self.in_start == self.in_end:
+            self.in_start = self.in_end = 0
+        if self.in_room - self.in_end < need:
+            self.inp = grown(self.inp, self.in_start, self.in_end, self.in_room,
+                             need, &self.in_room)
+            self.in_end -= self.in_start
+            self.in_start = 0
+        while True:
+            with nogil:
+                got = fj_recv(self.fd, self.inp + self.in_end,
+                              self.in_room - self.in_end, fds, &n_fds,
+                              0 if wait else MSG_DONTWAIT)
+            if got >= 0:
+                break
+            if got == -2:
+                raise OSError(EMFILE, "Too many open files: descriptors of shared memory "
+                                  "were lost; raise the limit (ulimit -n)")
+            if errno == EINTR:
+                PyErr_CheckSignals()
+            elif errno == EAGAIN:
+                return -1
+            elif errno == ECONNRESET:
+                return 0        # reset: the peer died with our bytes unread
+            else:
+                raise OSError(errno, os.strerror(errno))
+        for i in range(n_fds):
+            self.fds_in.append(fds[i])
+        self.in_end += got
+        self.n_receives += 1
+        self.bytes_received += got
+        return got
+
+    cdef bytes next(self):
+        """The body of the next whole frame, its header in `header`; None if none."""
+        cdef Header *head
+        cdef size_t have = self.in_end - self.in_start
+        cdef bytes body
+        if have < sizeof(Header):
+            return None
+        head = <Header *>(self.inp + self.in_start)
+        if head.magic != MAGIC or head.kind >= KIND_LIMIT or head.size > MAX_BODY:
+            raise WireError(
+                "a worker and its caller disagree about a message; this is a bug in "
+                "fastjob, or memory of one of them was overwritten")
+        if have < sizeof(Header) + head.size:
+            return None
+        self.header = head[0]
+        body = PyBytes_FromStringAndSize(self.inp + self.in_start + sizeof(Header),
+                                         head.size)
+        self.in_start += sizeof(Header) + self.header.size
+        if self.in_start == self.in_end:
+            self.in_start = self.in_end = 0
+            if self.in_room > KEEP_ROOM:
+                free(self.inp)
+                self.in_room = FIRST_ROOM
+                self.inp = <char *>malloc(FIRST_ROOM)
+                if self.inp is NULL:
+                    self.in_room = 0
+                    raise MemoryError
+        return body
+
+    cdef list take_fds(self):
+        """The descriptors of the frame that `next` returned."""
+        cdef int n = self.header.n_fds
+        cdef list mine
+        if n == 0:
+            return []
+        if len(self.fds_in) < n:
+            raise WireError("a message came without its descriptors")
+        mine = self.fds_in[:n]
+        del self.fds_in[:n]
+        return mine

@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
+from fastjob._core.status import StatusPage
+from fastjob._core.wire import Channel
+
+class Worker:
+    def __init__(
+        self,
+        channel: Channel,
+        page: StatusPage,
+        slot: int,
+        adopt: Callable[[Any], tuple[bool, bool, float, int, int]],
+        refresh: Callable[[], None],
+    ) -> None: ...
+    def serve(self) -> None: ...

@@ -1,0 +1,296 @@
+"""The loop of a worker process: read a batch, run it, reply.
+
+One thread, one socket, no lock.  The worker may block in reading and in writing; the
+caller always reads before it waits (``wire.pyx``).  Which tasks of a batch it runs is
+settled task by task in the status page (``status.pyx``), so that the caller can give
+the rest to somebody else.
+
+What it guarantees for each batch: one final reply, with a result or a failure for
+every task that it claimed, in order; unless it dies, and then the page says which task
+it was running.  Everything a task leaves behind that cannot be sent (a result, an
+exception) becomes a failure of that task, never of its neighbours.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t
+from libc.errno cimport EINTR, errno
+
+from fastjob._core.constants cimport constant, define, forget, reset
+from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
+from fastjob._core.pickling cimport dump_cloud, dump_plain, load
+from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
+from fastjob._core.wire cimport (
+    BATCH, COLUMN, DEFINE, FAILED, FINAL, FORGET, MIXED, REPLY, RESET, RETIRED, STATE,
+    Channel, Header,
+)
+
+import os
+import resource
+
+cdef extern from "Python.h":
+    object PyObject_CallOneArg(object callable, object arg)
+    object PyObject_Call(object callable, object args, PyObject *kwargs)
+
+cdef enum:
+    # A batch that has run this long reports what it has and goes on: generators,
+    # progress and the autotuner then see a phase of slow tasks at once.
+    FLUSH_NS = 50_000_000
+
+
+@cython.final
+cdef class Worker:
+    """Serve one caller until it closes the socket.
+
+    Parameters
+    ----------
+    channel : Channel
+    page : StatusPage
+    slot : int
+        This worker's slot.
+    adopt : callable
+        Called with the unpickled body of a STATE frame; returns the settings
+        ``(return_errors, show_values, idle_seconds, max_tasks, max_memory)``.
+    refresh : callable
+        Called at the start of a call: what was adopted shall hold again.
+    """
+
+    cdef Channel channel
+    cdef StatusPage page
+    cdef Slot *slot
+    cdef object adopt, refresh
+    cdef object broken      # why no task can run: the caller's state was not adopted
+    cdef bint return_errors, show_values
+    cdef double idle_seconds
+    cdef long long max_tasks, max_memory, n_tasks
+
+    def __init__(self, Channel channel, StatusPage page, int slot, adopt, refresh):
+        self.channel = channel
+        self.page = page
+        self.slot = page.slot(slot)
+        self.adopt = adopt
+        self.refresh = refresh
+        self.idle_seconds = -1
+
+    def serve(self):
+        """Run until the caller closes the socket or the worker is to be replaced."""
+        cdef bytes body
+        cdef Header head
+        while True:
+            body = self.channel.next()
+            if body is None:
+                if not self.wait() or self.channel.receive(True) == 0:
+                    return
+                continue
+            head = self.channel.header
+            if head.kind == BATCH:
+                if not self.run(body, head):
+                    return
+            elif head.kind == DEFINE:
+                define(head.number, body)
+            elif head.kind == FORGET:
+                forget(head.number)
+            elif head.kind == RESET:
+                reset()
+                if self.idle_seconds >= 0:
+                    self.prepare(None)
+            elif head.kind == STATE:
+                self.prepare(body)
+
+    def prepare(self, body):
+        """Become what a new worker of the caller would be."""
+        try:
+            self.broken = None
+            if body is None:
+                self.refresh()
+            else:
+                (self.return_errors, self.show_values, self.idle_seconds,
+                 self.max_tasks, self.max_memory) = self.adopt(load(body))
+        except BaseException as error:
+            self.broken = error
+
+    cdef bint wait(self) except -1:
+        """Wait for the caller; False when it has been silent for too long."""
+        cdef pollfd waiter
+        cdef int ready, patience
+        if self.idle_seconds < 0:
+            return True
+        waiter.fd = self.channel.fd
+        waiter.events = POLLIN
+        patience = <int>min(self.idle_seconds * 1000, 2e9)
+        while True:
+            with nogil:
+                ready = poll(&waiter, 1, patience)
+            if ready >= 0:
+                return ready > 0
+            if errno != EINTR:
+                return True
+
+    cdef bint run(self, bytes body, Header head) except -1:
+        """Run a batch; False when the worker is to exit."""
+        cdef list items, results = []
+        cdef list failures = None
+        cdef object functions, f, item, result, args, kwargs, indices = None
+        cdef int64_t at, first = 0, began, last, stamp
+        cdef bint column = head.flags & COLUMN
+        cdef bint mixed = head.flags & MIXED
+        cdef bint one_function = not mixed
+        cdef int64_t number = head.stamp
+        cdef uint32_t parity = head.number & 1
+        cdef uint64_t *claim = &self.slot.claim[parity]
+        cdef int flags = FINAL
+
+        f = None
+        began = last = now_ns()
+        self.slot.running = parity
+        at = claim_one(claim)
+        if at < 0:
+            self.reply(head.number, results, failures, FINAL, 0)
+            return True
+        self.slot.started = began
+        try:
+            if self.broken is not None:
+                raise self.broken
+            if mixed:
+                items, functions, indices = load(body)
+            else:
+                items = load(body)
+                f = constant(<uint32_t>number)
+        except BaseException as error:
+            # Everything of the batch depends on it: every task fails with it.
+            failures = []
+            while at >= 0:
+                index = head.extra + at if indices is None else indices[at]
+                results.append(None)
+                failures.append(self.failure(len(results) - 1, index, error,
+                                             None, (), {}, began))
+                if not self.return_errors:
+                    break
+                at = claim_one(claim)
+            self.slot.started = 0
+            flags |= RETIRED if self.broken is not None else 0
+            self.reply(head.number, results, failures, flags, now_ns() - began)
+            return self.broken is None
+        body = None
+        while True:
+            item = items[at]
+            try:
+                if one_function:
+                    if column:
+                        result = PyObject_CallOneArg(f, item)
+                    elif type(item) is tuple:
+                        result = PyObject_Call(f, item, NULL)
+                    else:
+                        args, kwargs = load(item)
+                        item = None
+                        result = f(*args, **kwargs)
+                        args = kwargs = None
+                else:
+                    number = functions[at]
+                    if number < 0:
+                        f, args, kwargs = load(item)
+                    else:
+                        f = constant(<uint32_t>number)
+                        if type(item) is tuple:
+                            args, kwargs = item, {}
+                        else:
+                            args, kwargs = load(item)
+                    item = None
+                    result = f(*args, **kwargs)
+                    args = kwargs = None
+                results.append(result)
+                result = None
+            except BaseException as error:
+                if failures is None:
+                    failures = []
+                index = head.extra + at if indices is None else indices[at]
+                results.append(None)
+                if item is not None:
+                    args = (item,) if column else item
+                    kwargs = {}
+                failures.append(self.failure(
+                    len(results) - 1, index, error, f, args, kwargs,
+                    self.slot.started))
+                args = kwargs = None
+                if not self.return_errors:
+                    break
+            items[at] = None
+            at = claim_one(claim)
+            if at < 0:
+                break
+            stamp = now_ns()
+            self.slot.started = stamp
+            if stamp - last > FLUSH_NS:
+                self.reply(head.number, results, failures, 0, stamp - last)
+                results = []
+                failures = None
+                last = self.slot.started = now_ns()
+        item = items = None
+        self.n_tasks += claim_next(fj_load(claim))
+        if self.worn():
+            flags |= RETIRED
+        self.slot.started = 0
+        self.reply(head.number, results, failures, flags, now_ns() - last)
+        return not flags & RETIRED
+
+    cdef bint worn(self) except -1:
+        """Whether the worker should be replaced before it takes another batch."""
+        if self.max_tasks > 0 and self.n_tasks >= self.max_tasks:
+            return True
+        if self.max_memory > 0:
+            with open("/proc/self/statm", "rb") as file:
+                pages = int(file.read().split()[1])
+            return pages * resource.getpagesize() > self.max_memory
+        return False
+
+    def failure(self, position, index, error, f, args, kwargs, int64_t since):
+        """The record of a failed task: position, exception, text, seconds."""
+        from fastjob import failure
+
+        elapsed = (now_ns() - since) * 1e-9
+        text = failure.describe(error, index, f, args or (), kwargs or {},
+                                show_values=self.show_values)
+        return position, failure.pack(error, text), text, elapsed
+
+    cdef int reply(self, uint32_t number, list results, list failures, int flags,
+                   int64_t busy) except -1:
+        cdef object data
+        cdef uint32_t count = <uint32_t>len(results)
+        try:
+            if failures is None:
+                data = dump_plain(results, None, None)
+            else:
+                flags |= FAILED
+                data = dump_plain((results, failures), None, None)
+        except Exception:
+            data, failed = self.salvage(results, failures or [])
+            if failed:
+                flags |= FAILED
+        self.channel.put(REPLY, flags, number, count, busy, 0,
+                         PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None)
+        self.channel.flush(True)
+        return 0
+
+    def salvage(self, results, failures):
+        """Pickle results one of which plain pickle cannot carry."""
+        from fastjob._core.capture import type_name
+        from fastjob.errors import ResultPicklingError
+        from fastjob import failure
+
+        failed = {record[0] for record in failures}
+        failures = list(failures)
+        for position, result in enumerate(results):
+            if position in failed:
+                continue
+            try:
+                dump_cloud(result, None, None, None)
+            except Exception as error:
+                results[position] = None
+                wrong = ResultPicklingError(None, "", "", type_name(result), str(error))
+                failures.append((position, failure.pack(wrong, ""), "", 0.0))
+        failures.sort(key=lambda record: record[0])
+        what = (results, failures) if failures else results
+        return dump_cloud(what, None, None, None), bool(failures)

@@ -1,0 +1,76 @@
+"""A thread that runs a call while its results are read one by one.
+
+Only a generator needs one: work shall go on between two ``next``. The thread owns the
+dispatch loop and all of its workers; the reader shares with it nothing but the stream
+of results. When the reader goes away, the stream is closed, which wakes the thread;
+it ends the call, gives the workers back, and ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from _thread import allocate_lock, start_new_thread
+from contextvars import copy_context
+
+from fastjob._core.results import ResultIterator, ResultStream
+from fastjob._core.wake import Wake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+#: Bytes of results that may wait for their reader; one batch more can be on its way.
+HELD_BYTES = 32 << 20
+
+#: Seconds that the end of the interpreter waits for a thread.
+EXIT_PATIENCE = 1.0
+
+
+class Pump:
+    """One call that feeds a stream."""
+
+    running: set[Pump] = set()  # noqa: RUF012 - of all pumps, on purpose
+
+    def __init__(self, ordered: bool) -> None:
+        self.wake = Wake()
+        self.stream = ResultStream(ordered, 1, HELD_BYTES, self.wake)
+        self.ended = allocate_lock()
+
+    def start(self, run: Callable[[ResultStream, Wake], None]) -> ResultIterator:
+        """Run ``run(stream, wake)`` in a thread; an iterator over the results."""
+        self.ended.acquire()
+        Pump.running.add(self)
+        context = copy_context()
+        try:
+            start_new_thread(context.run, (self._work, run))
+        except BaseException:
+            Pump.running.discard(self)
+            raise
+        return ResultIterator(self.stream)
+
+    def _work(self, run: Callable[[ResultStream, Wake], Any]) -> None:
+        stream = self.stream
+        try:
+            run(stream, self.wake)
+        except BaseException as error:
+            stream.fail(error)
+        else:
+            stream.finish()
+        finally:
+            Pump.running.discard(self)
+            self.ended.release()
+
+
+def stop_all() -> None:
+    """At exit: end the calls whose results nobody will read any more."""
+    pumps = list(Pump.running)
+    for pump in pumps:
+        pump.stream.close()
+    for pump in pumps:
+        pump.ended.acquire(timeout=EXIT_PATIENCE)
+
+
+atexit.register(stop_all)
+os.register_at_fork(after_in_child=Pump.running.clear)
