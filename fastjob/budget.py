@@ -1,24 +1,23 @@
 """How many cores the code that runs here may keep busy.
 
 `cpu_count` tells the truth about the machine; the budget tells the share of it that a
-task has.  A worker process knows the share of its call (`set_core_budget`), a worker
-thread the share of its own (`core_share`, which holds in that thread only), and
-``n_jobs=-1`` in a nested call means the share.  An explicit number of jobs is taken at
-its word, and its workers have shares of the budget it was started with.
+task has, and ``n_jobs=-1`` in a nested call means the share.  A worker process is told
+its share at each call.  The threads of a call share what the code that made the call
+had: they run in a copy of its context, in which the number of sharers is multiplied by
+the number of threads, and the division is done when somebody asks.  An explicit number
+of jobs is taken at its word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from fastjob._core.cpu import cpu_count
 
-__all__ = ["core_budget", "core_share", "default_share", "set_core_budget"]
+__all__ = ["core_budget", "default_share", "has_share", "set_core_budget", "share_with"]
 
 _of_process: int | None = None
-_of_thread: ContextVar[int | None] = ContextVar("fastjob_core_budget", default=None)
+_sharers: ContextVar[int] = ContextVar("fastjob_sharers", default=1)
 
 
 def core_budget() -> int:
@@ -27,14 +26,13 @@ def core_budget() -> int:
     Returns
     -------
     int
-        The share of the thread, else of the process, else `cpu_count`; never more
-        than `cpu_count` and never less than 1.
+        The share of the process, never more than `cpu_count`, divided by the threads
+        that share it; never less than 1.
     """
-    budget = _of_thread.get()
-    if budget is None:
-        budget = _of_process
-    count = cpu_count()
-    return count if budget is None else min(budget, count)
+    cores = cpu_count()
+    if _of_process is not None:
+        cores = min(cores, _of_process)
+    return max(cores // _sharers.get(), 1)
 
 
 def set_core_budget(cores: int | None) -> None:
@@ -46,23 +44,30 @@ def set_core_budget(cores: int | None) -> None:
         At least 1; None is the whole machine.
     """
     global _of_process
-    _of_process = None if cores is None else _checked(cores)
+    if cores is not None and cores < 1:
+        raise ValueError(f"cores must be at least 1, got {cores}")
+    _of_process = cores
 
 
-@contextmanager
-def core_share(cores: int) -> Iterator[None]:
-    """Give the code of a ``with`` block a share; it holds in this thread only.
+def has_share() -> bool:
+    """Tell whether this is a worker process that was told its share."""
+    return _of_process is not None
+
+
+def share_with(n_threads: int) -> None:
+    """Divide the budget in the current context, for good.
+
+    Made for a copy of the caller's context, in which worker threads run:
+    ``context.run(share_with, n_threads)``.
 
     Parameters
     ----------
-    cores : int
-        At least 1.
+    n_threads : int
+        Threads that share the budget, at least 1.
     """
-    token = _of_thread.set(_checked(cores))
-    try:
-        yield
-    finally:
-        _of_thread.reset(token)
+    if n_threads < 1:
+        raise ValueError(f"n_threads must be at least 1, got {n_threads}")
+    _sharers.set(_sharers.get() * n_threads)
 
 
 def default_share(n_jobs: int) -> int:
@@ -76,15 +81,9 @@ def default_share(n_jobs: int) -> int:
     Returns
     -------
     int
-        ``max(core_budget() // n_jobs, 1)``: outside of a worker the budget is
+        ``max(core_budget() // n_jobs, 1)``; outside of any worker the budget is
         `cpu_count`.
     """
     if n_jobs < 1:
         raise ValueError(f"n_jobs must be at least 1, got {n_jobs}")
     return max(core_budget() // n_jobs, 1)
-
-
-def _checked(cores: int) -> int:
-    if cores < 1:
-        raise ValueError(f"cores must be at least 1, got {cores}")
-    return cores

@@ -10,10 +10,10 @@ keeps it (`user_environment`) apart from what it writes itself.
 
 In the thread backend.  Tasks share the user's process: its environment is left alone.
 OpenMP, MKL and numba keep the number for each thread, so every worker thread sets its
-own (`thread_caps`).  OpenBLAS has one for the process: `thread_backend_limits` holds
-it while a call runs.  Calls that overlap share it: the least of their numbers holds,
-since two calls that each fit the machine must fit it together, and with the last one
-ended the number from before the first returns.
+own (`limit_inner_threads`).  OpenBLAS has one for the process: it is held as long as
+some worker thread asks for it.  Calls that overlap share it: the least of their
+numbers holds, which may cost one of them speed but never crowds the machine, and with
+the last one ended the number from before the first returns.
 
 Two libraries are special.  numba reads its variable again each time it compiles, and
 refuses a changed one once its threads run: it is left alone once numba is imported,
@@ -31,14 +31,15 @@ from typing import Any
 
 from fastjob._core.pools import Pool, loaded_pools
 from fastjob._core.threadpools import claim, release
-from fastjob.budget import default_share
+from fastjob.budget import core_budget, default_share, set_core_budget
 
 __all__ = [
     "VARIABLES",
     "apply_worker_caps",
+    "core_budget",
     "default_share",
-    "thread_backend_limits",
-    "thread_caps",
+    "limit_inner_threads",
+    "set_core_budget",
     "user_environment",
     "user_settings",
 ]
@@ -125,7 +126,7 @@ class _WorkerCaps:
         return self.number(variable, limit, explicit)
 
     def cap_modules(self, limit: int, explicit: bool) -> None:
-        torch = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
         if hasattr(torch, "set_num_threads"):  # not while it is being imported
             variable = OWN_VARIABLE["openmp"]
             torch.set_num_threads(self.number(variable, limit, explicit))
@@ -202,25 +203,20 @@ def apply_worker_caps(limit: int, explicit: bool) -> None:
 
 
 class _Holder:
-    """The numbers that calls of the thread backend ask for, in process-wide pools."""
+    """The numbers that threads of calls ask for, in process-wide pools."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.limits: dict[thread_backend_limits, int] = {}
+        self.limits: dict[limit_inner_threads, int] = {}
 
-    def add(self, call: thread_backend_limits, limit: int) -> None:
+    def add(self, asker: limit_inner_threads, limit: int) -> None:
         with self.lock:
-            self.limits[call] = limit
+            self.limits[asker] = limit
             self.apply()
 
-    def remove(self, call: thread_backend_limits) -> None:
+    def remove(self, asker: limit_inner_threads) -> None:
         with self.lock:
-            if self.limits.pop(call, None) is not None:
-                self.apply()
-
-    def refresh(self) -> None:
-        with self.lock:
-            if self.limits:
+            if self.limits.pop(asker, None) is not None:
                 self.apply()
 
     def apply(self) -> None:
@@ -241,78 +237,58 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-class thread_backend_limits:
-    """Hold the process-wide pools while a call of the thread backend runs.
+class limit_inner_threads:
+    """Limit native threads in a worker thread, while it serves a call.
+
+    Every worker thread of the call enters one of its own. Process-wide pools are held
+    until the last thread that asked for them has left.
 
     Parameters
     ----------
     limit : int or None
-        ``inner_max_num_threads`` of the call, at least 1. None leaves the pools as
-        they are; in a worker process its threads then still get the worker's cap.
+        ``inner_max_num_threads`` of the call, at least 1. None is the cap of this
+        worker process, if it is one, and else changes nothing.
 
     Examples
     --------
-    >>> with thread_backend_limits(1) as limits:
-    ...     pass  # and in each worker thread: with limits.in_thread() as caps: ...
+    >>> from fastjob._core.threadpools import threadpool_info
+    >>> with limit_inner_threads(1):
+    ...     all(pool["num_threads"] == 1 for pool in threadpool_info())
+    True
     """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = None if limit is None else _checked(limit)
-
-    def __enter__(self) -> thread_backend_limits:
-        if self.limit is not None:
-            _holder.add(self, self.limit)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        _holder.remove(self)
-
-    def in_thread(self) -> thread_caps:
-        """Return the caps to enter in each worker thread."""
-        if self.limit is None and _worker.asked is not None:
-            return thread_caps(*_worker.asked)
-        return thread_caps(self.limit)
-
-
-class thread_caps:
-    """Cap the calling thread in the pools that keep a number for each thread.
-
-    Parameters
-    ----------
-    limit : int or None
-        Threads, at least 1; None does nothing.
-    explicit : bool
-        Whether the limit wins over what the user of a worker's caller set.
-    """
-
-    def __init__(self, limit: int | None, explicit: bool = True) -> None:
-        self.limit = None if limit is None else _checked(limit)
-        self.explicit = explicit
+        self._asked = _worker.asked if limit is None else (_checked(limit), True)
+        # The worker has capped its process-wide pools already.
+        self._process_wide = limit is not None
         self._pools: tuple[Pool, ...] = ()
         self._before: dict[Pool, int] = {}
         self._numba_before: int | None = None
 
-    def __enter__(self) -> thread_caps:
-        if self.limit is not None:
-            limit = _worker.number(NUMBA_VARIABLE, self.limit, self.explicit)
-            self._numba_before = _cap_numba(limit, may_raise=False)
+    def __enter__(self) -> limit_inner_threads:
+        if self._asked is not None:
+            number = _worker.number(NUMBA_VARIABLE, *self._asked)
+            self._numba_before = _cap_numba(number, may_raise=False)
             self.refresh()
         return self
 
     def refresh(self) -> None:
-        """Cap what was loaded meanwhile; costs well below a microsecond if nothing."""
+        """Limit what was loaded since; with nothing loaded that costs next to nothing.
+
+        Between two tasks of a thread it catches what the first one imported.
+        """
         pools = loaded_pools()
-        if self.limit is None or pools is self._pools:
+        if self._asked is None or pools is self._pools:
             return
-        torch = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
         if hasattr(torch, "get_num_threads"):
             torch.get_num_threads()  # sets the thread's number, for the first time
         for pool in pools:
             if pool.per_thread and pool not in self._before:
                 self._before[pool] = pool.num_threads
-                number = _worker.pool_number(pool, self.limit, self.explicit)
-                pool.set_num_threads(number)
-        _holder.refresh()
+                pool.set_num_threads(_worker.pool_number(pool, *self._asked))
+        if self._process_wide:
+            _holder.add(self, self._asked[0])
         self._pools = pools
 
     def __exit__(self, *exc_info: object) -> None:
@@ -320,6 +296,7 @@ class thread_caps:
             pool.set_num_threads(threads)
         if self._numba_before is not None:
             sys.modules["numba"].set_num_threads(self._numba_before)
+        _holder.remove(self)
         self._before = {}
         self._pools = ()
         self._numba_before = None
