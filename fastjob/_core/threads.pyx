@@ -62,6 +62,7 @@ from fastjob._core.locks cimport (
 from fastjob._core.results cimport ResultIterator, ResultStream, handle_pending
 from fastjob._core.warm_threads cimport Service, WarmThread, current_epoch, lease
 
+from fastjob.budget import has_share, share_with
 from fastjob.errors import TaskError
 from fastjob.failure import attach
 
@@ -198,6 +199,7 @@ cdef class ThreadEngine(Service):
         )
         self.iterator = iter(tasks)
         self.context = copy_context()
+        self.context.run(share_with, self.call.n_jobs)
         if self.enter is not None and self.call.nested is not None:
             self.context.run(self.enter, self.call.nested)
         self.fill()
@@ -301,7 +303,8 @@ cdef class ThreadEngine(Service):
             context = PyContext_Copy(self.context)
             PyContext_Enter(context)
             try:
-                if self.call.inner_max_num_threads is not None:
+                # In a worker process None is the cap of that worker.
+                if self.call.inner_max_num_threads is not None or has_share():
                     from fastjob.inner_threads import limit_inner_threads
 
                     with limit_inner_threads(self.call.inner_max_num_threads):
