@@ -16,9 +16,10 @@ numbers holds, which may cost one of them speed but never crowds the machine, an
 the last one ended the number from before the first returns.
 
 Two libraries are special.  numba reads its variable again each time it compiles, and
-refuses a changed one once its threads run: it is left alone once numba is imported,
-and a cap cannot rise above what numba started with.  torch sets the number of a thread
-when the thread first uses it, on top of what was set before: it is made to do so first.
+refuses a changed one once its threads run: when it is imported the variable keeps the
+number that it started with, and no cap can rise above that.  torch sets the number of
+a thread when the thread first uses it, on top of what was set before: it is made to do
+so first.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
     "set_core_budget",
     "user_environment",
     "user_settings",
+    "worker_environment",
 ]
 
 #: The variable that bounds each kind of pool.
@@ -103,16 +105,15 @@ class _WorkerCaps:
                 found[name] = value
         return found
 
-    def write_environment(self, limit: int, explicit: bool) -> None:
-        for name in VARIABLES:
-            if name == NUMBA_VARIABLE and "numba" in sys.modules:
-                continue
-            value = str(limit)
-            if not explicit:
-                value = self.users.get(name, value)
-            os.environ[name] = self.written[name] = value
-        value = self.users.get(TBB_VARIABLE, "1")
-        os.environ[TBB_VARIABLE] = self.written[TBB_VARIABLE] = value
+    def variables(self, limit: int, explicit: bool) -> dict[str, str]:
+        found = dict.fromkeys(VARIABLES, str(limit))
+        if not explicit:
+            found.update((n, v) for n, v in self.users.items() if n in found)
+        numba: Any = sys.modules.get("numba")
+        if hasattr(numba, "config"):  # not while it is being imported
+            found[NUMBA_VARIABLE] = str(numba.config.NUMBA_NUM_THREADS)
+        found[TBB_VARIABLE] = self.users.get(TBB_VARIABLE, "1")
+        return found
 
     def number(self, variable: str, limit: int, explicit: bool) -> int:
         if explicit:
@@ -169,6 +170,26 @@ def user_environment(environ: Mapping[str, str]) -> None:
         _worker.asked = None
 
 
+def worker_environment(
+    environ: Mapping[str, str], limit: int, explicit: bool
+) -> dict[str, str]:
+    """Return the caller's environment with the variables as a worker has them.
+
+    For a worker that takes over its caller's environment: `apply_worker_caps` does
+    not write it again as long as the caps are the same.
+
+    Parameters
+    ----------
+    environ : mapping
+        The caller's environment.
+    limit : int
+        As for `apply_worker_caps`.
+    explicit : bool
+        As for `apply_worker_caps`.
+    """
+    return {**environ, **_worker.variables(limit, explicit)}
+
+
 def apply_worker_caps(limit: int, explicit: bool) -> None:
     """Cap the native threads of this worker process.
 
@@ -193,7 +214,8 @@ def apply_worker_caps(limit: int, explicit: bool) -> None:
             _worker.pools = pools
         return
     _checked(limit)
-    _worker.write_environment(limit, explicit)
+    _worker.written = _worker.variables(limit, explicit)
+    os.environ.update(_worker.written)
     _worker.cap_modules(limit, explicit)
     _worker.cap_pools(pools, limit, explicit)
     _worker.asked, _worker.pools = asked, pools

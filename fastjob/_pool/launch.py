@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: While the nursery imports a library, its thread pool must not come to life: a
-#: process with a second thread cannot be forked safely.
+#: process with a second thread cannot be forked safely.  numba is not among them: it
+#: starts no thread when it is imported, and its number could not be raised again.
 ONE_THREAD = {
     name: "1"
     for name in (
@@ -40,7 +41,6 @@ ONE_THREAD = {
         "BLIS_NUM_THREADS",
         "VECLIB_MAXIMUM_THREADS",
         "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
         "RAYON_NUM_THREADS",
         "POLARS_MAX_THREADS",
     )

@@ -14,7 +14,7 @@ import pickle
 import sys
 import warnings
 
-from fastjob import inner_threads
+from fastjob import budget, inner_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ def capture(call: Call) -> bytes:
     except FileNotFoundError:
         cwd = None
     limit = call.inner_max_num_threads
+    share = budget.default_share(call.n_jobs)
     return pickle.dumps(
         {
             "environ": dict(os.environ),
             "cwd": cwd,
             "path": sys.path,
             "filters": plain_filters(),
-            "threads": (
-                inner_threads.default_share(call.n_jobs) if limit is None else limit,
-                limit is not None,
-            ),
+            "share": share,
+            "threads": (share if limit is None else limit, limit is not None),
+            "user_threads": inner_threads.user_settings(),
             "nested": call.nested,
             "arrays": (call.max_nbytes, call.mmap_mode, call.temp_folder),
             "settings": (
@@ -87,6 +87,11 @@ def adopt(state: dict[str, Any]) -> tuple[bool, bool, float, int, int]:
     before = dict(current)
     current.clear()
     current.update(state)
+    budget.set_core_budget(state["share"])
+    inner_threads.user_environment(state["user_threads"])
+    current["environ"] = inner_threads.worker_environment(
+        state["environ"], *state["threads"]
+    )
     refresh()
     if state["filters"] != before.get("filters"):
         warnings.filters[:] = [
@@ -94,9 +99,6 @@ def adopt(state: dict[str, Any]) -> tuple[bool, bool, float, int, int]:
             for action, message, category, module, line in state["filters"]
         ]
         warnings._filters_mutated()  # type: ignore[attr-defined]
-    limit, explicit = state["threads"]
-    inner_threads.user_environment(state["environ"])
-    inner_threads.apply_worker_caps(limit, explicit)
     if state["nested"] is not None:
         from fastjob import config
 
@@ -117,6 +119,7 @@ def refresh() -> None:
     if sys.path != current["path"]:
         sys.path[:] = current["path"]
         sys.path_importer_cache.clear()
+    inner_threads.apply_worker_caps(*current["threads"])
     cwd = current["cwd"]
     if cwd is not None:
         try:
