@@ -32,7 +32,6 @@ from fastjob.config import (
     parallel_config,
 )
 from fastjob.options import bytes_of, check, choose_backend
-from fastjob.pre_dispatch import window_of
 from fastjob.reporting import Reporting
 from fastjob.results import ResultStream
 
@@ -533,6 +532,8 @@ class Parallel(Reporting, Generic[Kind]):
         ):
             ahead, in_batches = 2 * n_jobs, True
         else:
+            from fastjob.pre_dispatch import window_of
+
             ahead, in_batches = window_of(pre_dispatch, n_jobs), False
 
         self._listening = listening = bool(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from time import time
 
-from fastjob import verbosity
 from fastjob._core.call import Counters
 
 TYPE_CHECKING = False
@@ -91,6 +90,8 @@ class Reporting:
         verbose = self.verbose
         if not verbose:
             return
+        from fastjob import verbosity
+
         completed = self.n_completed_tasks
         dispatched = self.n_dispatched_tasks
         elapsed = time() - self._start_time

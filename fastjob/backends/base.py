@@ -265,7 +265,9 @@ class ParallelBackendBase(metaclass=ABCMeta):
         FallbackToBackend
             To have another backend run the call.
         """
-        self.parallel = parallel
+        if type(self).open_call is ParallelBackendBase.open_call:
+            # A native backend has no use for it, and it makes a cycle of references.
+            self.parallel = parallel
         return self.effective_n_jobs(n_jobs)
 
     def start_call(self) -> None:  # noqa: B027
