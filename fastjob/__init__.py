@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 
     from fastjob._core.cpu import cpu_count
     from fastjob._core.delayed import delayed
+    from fastjob._core.threadpools import threadpool_info, threadpool_limits
     from fastjob.backends.base import ParallelBackendBase
     from fastjob.backends.registry import available, register_parallel_backend
     from fastjob.config import parallel_backend, parallel_config
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
     from fastjob.parallel import Parallel, effective_n_jobs
+    from fastjob.warm import shutdown
     from fastjob.wrap import wrap_non_picklable_objects
 
 # Where each public name is; it is imported when it is first used, so that
@@ -32,6 +34,9 @@ _HOMES = {
     "parallel_backend": "fastjob.config",
     "parallel_config": "fastjob.config",
     "register_parallel_backend": "fastjob.backends.registry",
+    "shutdown": "fastjob.warm",
+    "threadpool_info": "fastjob._core.threadpools",
+    "threadpool_limits": "fastjob._core.threadpools",
     "wrap_non_picklable_objects": "fastjob.wrap",
 }
 
@@ -49,6 +54,9 @@ __all__ = [
     "parallel_backend",
     "parallel_config",
     "register_parallel_backend",
+    "shutdown",
+    "threadpool_info",
+    "threadpool_limits",
     "wrap_non_picklable_objects",
 ]
 

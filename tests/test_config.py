@@ -260,7 +260,9 @@ def see_below():
 def test_a_task_in_a_thread_of_the_first_level_sees_a_plain_loop_below():
     # The thread backend of level 0 has threads below it, and those a plain loop.
     outer = Parallel(n_jobs=2, backend="threading")
-    assert outer(delayed(see)() for _ in range(2)) == [("ThreadingBackend", 1, None)] * 2
+    assert (
+        outer(delayed(see)() for _ in range(2)) == [("ThreadingBackend", 1, None)] * 2
+    )
     inner = outer(delayed(see_below)() for _ in range(2))
     assert inner == [[("SequentialBackend", 2, None)] * 2] * 2
 

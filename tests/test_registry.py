@@ -41,7 +41,7 @@ def test_the_default_can_be_replaced():
 
 @pytest.mark.parametrize("name", ["nonsense", 3, [], ThreadingBackend])
 def test_an_unknown_name_is_refused_with_the_list_of_known_ones(name):
-    with pytest.raises(ValueError, match="Invalid backend: .*expected one of") as info:
+    with pytest.raises(ValueError, match=r"Invalid backend: .*expected one of") as info:
         Parallel(backend=name)
     assert "'processes'" in str(info.value)
     assert "'threading'" in str(info.value)
@@ -119,7 +119,7 @@ def test_a_number_of_workers_is_taken_at_its_word(n_jobs, count):
 
 def test_negative_numbers_count_back_from_all_cores(monkeypatch):
     inner = types.SimpleNamespace(core_budget=lambda: 4)
-    monkeypatch.setitem(sys.modules, "fastjob.inner_threads", inner)
+    monkeypatch.setitem(sys.modules, "fastjob.budget", inner)
     assert [count_workers(n) for n in (-1, -2, -4, -9)] == [4, 3, 1, 1]
 
 

@@ -65,7 +65,7 @@ def count_workers(n_jobs: int | None) -> int:
         return n_jobs
     if n_jobs == 0:
         raise ValueError("n_jobs == 0 in Parallel has no meaning")
-    from fastjob.inner_threads import core_budget
+    from fastjob.budget import core_budget
 
     return max(core_budget() + 1 + n_jobs, 1)
 
