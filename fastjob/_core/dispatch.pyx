@@ -240,7 +240,7 @@ cdef class Dispatcher:
         one never lived (``explain(peer)``).
     capture : Capture
     state : bytes
-        Pickled process state and settings that every worker must have adopted.
+        Process state and settings that every worker must have adopted.
     """
 
     def __init__(self, Call call, pool, Capture capture, state):

@@ -80,6 +80,22 @@ cdef bytes dump_plain(object value, object keep, object reducers):
     return stream.getvalue()
 
 
+def dumps(value):
+    """Pickle with plain pickle if it can, and with cloudpickle if not."""
+    try:
+        data = dump_plain(value, None, None)
+    except Exception:
+        data = None     # cloudpickle's own error is the one that is reported
+    if data is None or mentions_main(data):
+        data = dump_cloud(value, None, None, None)
+    return data
+
+
+def loads(data):
+    """Unpickle what `dumps` made."""
+    return load(data)
+
+
 cdef object _cloud_pickler():
     global CloudPickler
     if CloudPickler is not None:

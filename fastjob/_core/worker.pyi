@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 from fastjob._core.status import StatusPage
@@ -10,7 +9,6 @@ class Worker:
         channel: Channel,
         page: StatusPage,
         slot: int,
-        adopt: Callable[[Any], tuple[bool, bool, float, int, int]],
-        refresh: Callable[[], None],
+        caller: Any,
     ) -> None: ...
     def serve(self) -> None: ...

@@ -51,32 +51,37 @@ cdef class Worker:
     page : StatusPage
     slot : int
         This worker's slot.
-    adopt : callable
-        Called with the unpickled body of a STATE frame; returns the settings
+    caller : object
+        Keeps to the caller's state. ``caller.begin()`` is called when a call begins;
+        False ends the worker. ``caller.adopt(body)`` is called with the body of a
+        STATE frame; it returns
         ``(return_errors, show_values, idle_seconds, max_tasks, max_memory)``.
-    refresh : callable
-        Called at the start of a call: what was adopted shall hold again.
     """
 
     cdef Channel channel
     cdef StatusPage page
     cdef Slot *slot
-    cdef object adopt, refresh
+    cdef object caller
     cdef object broken      # why no task can run: the caller's state was not adopted
     cdef bint return_errors, show_values
     cdef double idle_seconds
     cdef long long max_tasks, max_memory, n_tasks
 
-    def __init__(self, Channel channel, StatusPage page, int slot, adopt, refresh):
+    def __init__(self, Channel channel, StatusPage page, int slot, caller):
         self.channel = channel
         self.page = page
         self.slot = page.slot(slot)
-        self.adopt = adopt
-        self.refresh = refresh
+        self.caller = caller
         self.idle_seconds = -1
 
     def serve(self):
         """Run until the caller closes the socket or the worker is to be replaced."""
+        try:
+            self.loop()
+        except (BrokenPipeError, ConnectionResetError):
+            return      # the caller wants no more
+
+    def loop(self):
         cdef bytes body
         cdef Header head
         while True:
@@ -95,20 +100,25 @@ cdef class Worker:
                 forget(head.number)
             elif head.kind == RESET:
                 reset()
-                if self.idle_seconds >= 0:
-                    self.prepare(None)
+                self.broken = None
+                if not self.begin():
+                    return
             elif head.kind == STATE:
-                self.prepare(body)
+                self.adopt(body)
 
-    def prepare(self, body):
+    def begin(self):
+        """A call begins; False if this worker is no longer what a new one would be."""
+        try:
+            return self.caller.begin()
+        except BaseException as error:
+            self.broken = error
+            return True
+
+    def adopt(self, body):
         """Become what a new worker of the caller would be."""
         try:
-            self.broken = None
-            if body is None:
-                self.refresh()
-            else:
-                (self.return_errors, self.show_values, self.idle_seconds,
-                 self.max_tasks, self.max_memory) = self.adopt(load(body))
+            (self.return_errors, self.show_values, self.idle_seconds,
+             self.max_tasks, self.max_memory) = self.caller.adopt(body)
         except BaseException as error:
             self.broken = error
 

@@ -9,7 +9,7 @@ import sys
 from fastjob._core.status import StatusPage, die_with_parent
 from fastjob._core.wire import Channel
 from fastjob._core.worker import Worker
-from fastjob._pool import state
+from fastjob._pool.state import Adopted
 
 #: Modules that the nursery could not preload, and why.
 failed_preloads: dict[str, BaseException] = {}
@@ -30,7 +30,7 @@ def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
     channel = Channel(fd)
     # A process forked by a task must not keep the caller's socket.
     os.register_at_fork(after_in_child=channel.close)
-    Worker(channel, page, slot, state.adopt, state.refresh).serve()
+    Worker(channel, page, slot, Adopted(failed_preloads)).serve()
     run_exit_functions()
     return 0
 

@@ -2,19 +2,20 @@
 
 The caller's environment, working directory, search path and warning filters can
 change between two calls. `capture` takes them at the start of a call; a worker adopts
-them before its first task of that call. A worker that has been used before therefore
-sees what a new one would: `refresh` also undoes what tasks of earlier calls did to
-them, and finds out whether a module that it has imported has changed on disk since.
+them before its first task of that call (`Adopted`). A worker that has been used before
+therefore sees what a new one would: what tasks of earlier calls did to this state is
+undone, and a worker whose modules have changed on disk ends.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import warnings
 
-from fastjob import budget, inner_threads
+from fastjob import inner_threads
+from fastjob._core.pickling import dumps, loads
+from fastjob._pool.modules import ModuleWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,59 +23,100 @@ if TYPE_CHECKING:
 
     from fastjob._core.call import Call
 
-#: In a worker: what it has adopted.
-current: dict[str, Any] = {}
+#: Seconds that a worker stays without work, unless ``idle_worker_timeout`` says else.
+IDLE_SECONDS = 300.0
+
+#: What was last captured, and its pickle: most calls differ in nothing.
+_last: tuple[tuple[Any, ...], bytes] | None = None
 
 
 def capture(call: Call) -> bytes:
-    """Pickle the state that the workers of a call must adopt."""
+    """Pickle the state that the workers of a call must adopt.
+
+    Equal states give the same object, so that telling a worker what it knows already
+    costs one comparison of addresses.
+    """
+    global _last
     options = call.options
-    try:
-        cwd: str | None = os.getcwd()
-    except FileNotFoundError:
-        cwd = None
+    key = (
+        os.environ._data.copy(),  # type: ignore[attr-defined] # decoding costs 30 us
+        working_directory(),
+        sys.path[:],
+        warnings.filters[:],  # type: ignore[index]
+        call.n_jobs,
+        call.inner_max_num_threads,
+        inner_threads.core_budget(),
+        call.nested,
+        call.return_errors,
+        call.show_values,
+        call.max_nbytes,
+        call.mmap_mode,
+        call.temp_folder,
+        options,
+    )
+    last = _last
+    if last is not None and last[0] == key:
+        return last[1]
+    share = inner_threads.default_share(call.n_jobs)
     limit = call.inner_max_num_threads
-    share = budget.default_share(call.n_jobs)
-    return pickle.dumps(
+    environ = dict(os.environ)
+    for name in inner_threads.VARIABLES:
+        environ.pop(name, None)
+    environ.update(inner_threads.user_settings())
+    data = dumps(
         {
-            "environ": dict(os.environ),
-            "cwd": cwd,
-            "path": sys.path,
+            "environ": environ,
+            "cwd": key[1],
+            "path": key[2],
             "filters": plain_filters(),
             "share": share,
-            "threads": (share if limit is None else limit, limit is not None),
-            "user_threads": inner_threads.user_settings(),
+            "threads": (share, False) if limit is None else (limit, True),
             "nested": call.nested,
             "arrays": (call.max_nbytes, call.mmap_mode, call.temp_folder),
+            "initializer": (options.get("initializer"), options.get("initargs", ())),
+            "preload": tuple(options.get("preload") or ()),
             "settings": (
                 call.return_errors,
                 call.show_values,
-                float(options.get("idle_worker_timeout", 300.0)),
+                float(options.get("idle_worker_timeout", IDLE_SECONDS)),
                 int(options.get("max_tasks_per_worker") or 0),
                 int(options.get("max_memory_per_worker") or 0),
             ),
-        },
-        5,
+        }
     )
+    _last = (key, data)
+    return data
+
+
+def working_directory() -> str | None:
+    """The caller's directory, or None if it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def plain_filters() -> list[tuple[Any, ...]]:
-    """The warning filters, with patterns as text: compiled ones pickle slowly."""
+    """The warning filters, with patterns as text: compiled ones pickle slowly.
+
+    A filter on a class that only the caller has could never match in a worker.
+    """
     return [
-        (action, pattern(message), category, pattern(module), line)
+        (action, as_text(message), category, as_text(module), line)
         for action, message, category, module, line in warnings.filters
+        if category.__module__ != "__main__"
     ]
 
 
-def pattern(compiled: Any) -> Any:
-    """Text and flags of a compiled pattern."""
-    if compiled is None or isinstance(compiled, str):
-        return compiled
-    return compiled.pattern, compiled.flags
+def as_text(pattern: Any) -> Any:
+    """Text and flags of a compiled pattern; anything else as it is."""
+    if pattern is None or isinstance(pattern, str):
+        return pattern
+    return pattern.pattern, pattern.flags
 
 
-def compiled(text: Any) -> Any:
-    """The pattern that `pattern` took apart."""
+def as_pattern(text: Any) -> Any:
+    """The pattern that `as_text` took apart."""
     if not isinstance(text, tuple):
         return text
     import re
@@ -82,48 +124,75 @@ def compiled(text: Any) -> Any:
     return re.compile(*text)
 
 
-def adopt(state: dict[str, Any]) -> tuple[bool, bool, float, int, int]:
-    """Worker: take over the caller's state; the settings of its loop."""
-    before = dict(current)
-    current.clear()
-    current.update(state)
-    budget.set_core_budget(state["share"])
-    inner_threads.user_environment(state["user_threads"])
-    current["environ"] = inner_threads.worker_environment(
-        state["environ"], *state["threads"]
-    )
-    refresh()
-    if state["filters"] != before.get("filters"):
-        warnings.filters[:] = [
-            (action, compiled(message), category, compiled(module), line)
-            for action, message, category, module, line in state["filters"]
-        ]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-    if state["nested"] is not None:
-        from fastjob import config
+class Adopted:
+    """In a worker: the caller's state, and the duty to keep to it.
 
-        config.restore(state["nested"])
-    settings: tuple[bool, bool, float, int, int] = state["settings"]
-    return settings
+    Parameters
+    ----------
+    failed_preloads : dict
+        Modules that the nursery could not import, and why.
+    """
 
+    def __init__(self, failed_preloads: dict[str, BaseException]) -> None:
+        self.failed_preloads = failed_preloads
+        self.modules = ModuleWatch()
+        self.initialized = False
+        self.state: dict[str, Any] = {}
+        self.environ: dict[str, str] = {}
 
-def refresh() -> None:
-    """Worker: undo what earlier tasks did to the adopted state."""
-    environ = current["environ"]
-    if os.environ != environ:
-        for name in [n for n in os.environ if n not in environ]:
-            del os.environ[name]
-        for name, value in environ.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value
-    if sys.path != current["path"]:
-        sys.path[:] = current["path"]
-        sys.path_importer_cache.clear()
-    inner_threads.apply_worker_caps(*current["threads"])
-    cwd = current["cwd"]
-    if cwd is not None:
-        try:
-            if os.getcwd() != cwd:
-                os.chdir(cwd)
-        except FileNotFoundError:
+    def adopt(self, data: bytes) -> tuple[bool, bool, float, int, int]:
+        """Take over a new state; the settings of the worker's loop."""
+        state = self.state = loads(data)
+        self.environ = state["environ"]
+        self.refresh()
+        set_filters(state["filters"])
+        inner_threads.user_environment(state["environ"])
+        inner_threads.set_core_budget(state["share"])
+        inner_threads.apply_worker_caps(*state["threads"])
+        self.environ = dict(os.environ)  # with the caps
+        if state["nested"] is not None:
+            from fastjob import config
+
+            config.restore(state["nested"])
+        for name in state["preload"]:
+            if name in self.failed_preloads:
+                raise self.failed_preloads[name]
+        initializer, initargs = state["initializer"]
+        if initializer is not None and not self.initialized:
+            initializer(*initargs)
+        self.initialized = True
+        settings: tuple[bool, bool, float, int, int] = state["settings"]
+        return settings
+
+    def begin(self) -> bool:
+        """A new call begins; False if this worker must not run any task of it."""
+        if self.modules.changed():
+            return False
+        if self.state:
+            self.refresh()
+            inner_threads.apply_worker_caps(*self.state["threads"])
+        return True
+
+    def refresh(self) -> None:
+        """Undo what tasks did to the environment, the path and the directory."""
+        environ = self.environ
+        if os.environ != environ:
+            for name in [n for n in os.environ if n not in environ]:
+                del os.environ[name]
+            for name, value in environ.items():
+                if os.environ.get(name) != value:
+                    os.environ[name] = value
+        if sys.path != self.state["path"]:
+            sys.path[:] = self.state["path"]
+        cwd = self.state["cwd"]
+        if cwd is not None and working_directory() != cwd:
             os.chdir(cwd)
+
+
+def set_filters(filters: list[tuple[Any, ...]]) -> None:
+    """Make warning filters those of the caller."""
+    warnings.filters[:] = [  # type: ignore[index]
+        (action, as_pattern(message), category, as_pattern(module), line)
+        for action, message, category, module, line in filters
+    ]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
