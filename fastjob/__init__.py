@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastjob.config import parallel_backend, parallel_config
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
     from fastjob.parallel import Parallel, effective_n_jobs
+    from fastjob.recording import timeline
     from fastjob.warm import shutdown
     from fastjob.wrap import wrap_non_picklable_objects
 
@@ -37,6 +38,7 @@ _HOMES = {
     "shutdown": "fastjob.warm",
     "threadpool_info": "fastjob._core.threadpools",
     "threadpool_limits": "fastjob._core.threadpools",
+    "timeline": "fastjob.recording",
     "wrap_non_picklable_objects": "fastjob.wrap",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "shutdown",
     "threadpool_info",
     "threadpool_limits",
+    "timeline",
     "wrap_non_picklable_objects",
 ]
 

@@ -1,0 +1,466 @@
+"""What happened when: the recorder behind ``timeline=``.
+
+Who calls what
+--------------
+The front end, for each call at nesting level 0::
+
+    recording = record_call(option, backend="processes", n_jobs=4, total=None)
+    call = Call(..., timeline=recording)     # None unless somebody wants a timeline
+    try: ...
+    finally:
+        if recording is not None:
+            recording.end()
+
+An engine, if ``call.timeline`` is not None, from any thread:
+
+- ``batch(worker, start_ns, end_ns, n_tasks, first_index, ...)`` once for each batch
+  that has run.  ``worker`` is the process id of a worker process, or the native id of
+  a thread.  Times are ``time.monotonic_ns()``, which is one clock for all processes,
+  taken where the tasks ran: when the first began and when the last ended.  What else it
+  knows goes in the other parameters; 0 is unknown.  An engine that runs single tasks
+  (threads, sequential) joins those that follow each other on one worker until some
+  `RESOLUTION_NS` have passed, and reports them as one batch, so that a task of a
+  microsecond does not cost one more.
+- ``task(worker, start_ns, end_ns, index)`` for single tasks above `RESOLUTION_NS` in a
+  batch of several, if it knows them.  A batch of one is taken as a task by itself.
+- ``event(kind, worker, time_ns, text)`` for what is not a batch: ``"error"`` (a task
+  failed for good), ``"retry"``, ``"death"``, ``"timeout"``, ``"start"`` (a worker was
+  started during the call).
+
+What it guarantees
+------------------
+Totals are exact, however long the run.  Spans are kept one by one up to `MAX_SPANS`;
+then neighbours on one lane are joined, the shortest first, to half that number, and
+the resolution is coarser from then on.  Events, longest tasks and calls are bounded
+likewise, and what was left out is counted.  One lock guards a recorder; it is held for
+about a microsecond a batch.
+
+A recorder belongs to the process that made it: a forked child neither adds to it nor
+writes its file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from heapq import heappush, heappushpop
+from time import monotonic_ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["CallTimeline", "Recorder"]
+
+RESOLUTION_NS = 1_000_000
+MAX_SPANS = 20_000  # about 1 MB of page, and more than a screen has columns
+MAX_EVENTS = 1_000
+MAX_CALLS = 1_000
+MAX_LONGEST = 50
+
+# What is known of a batch besides its place and time; these add up when spans join.
+SUMS = (
+    "busy",  # ns in which tasks ran
+    "tasks",
+    "batches",
+    "input",  # ns in the caller: taking the tasks from the input
+    "pickle",  # ns in the caller: pickling arguments
+    "wait",  # ns between the sending of a batch and its start
+    "copy",  # ns: copying large buffers to and from shared memory
+    "unpickle",  # ns in the caller: decoding results
+    "cpu",  # ns of processor time that the tasks used
+    "bytes_out",
+    "bytes_in",
+)
+# A span is a list: lane, call, start, end, first index, then the sums.
+LANE, CALL, START, END, FIRST, BUSY = range(6)
+TASKS, BATCHES = BUSY + 1, BUSY + 2
+
+
+class Recorder:
+    """Collects what happens in one or more calls, and writes it to a file.
+
+    Parameters
+    ----------
+    path : str or path
+        File to write: ``.html`` for a page, ``.json`` for Chrome's trace format.
+
+    Raises
+    ------
+    ValueError
+        If the name ends otherwise.
+    FileNotFoundError
+        If its folder does not exist: better now than after the run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path).replace("{pid}", str(os.getpid())))
+        if not self.path.endswith((".html", ".json")):
+            raise ValueError(
+                f"A timeline is written to a .html or a .json file, not to {self.path}."
+            )
+        folder = os.path.dirname(self.path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"No folder {folder} to write the timeline to.")
+        self.begin = monotonic_ns()
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        self._lanes: dict[int, int] = {}
+        self._lane_facts: list[dict[str, Any]] = []
+        self._last: list[list[int] | None] = []  # the newest span of each lane
+        self._spans: list[list[int]] = []
+        self._resolution = 0  # neighbours closer than this are one span
+        self._sums = [0] * len(SUMS)
+        self._events: list[dict[str, Any]] = []
+        self._event_counts: dict[str, int] = {}
+        self._longest: list[tuple[int, int, int, int, int]] = []
+        self._calls: list[dict[str, Any]] = []
+        self._n_calls = 0
+        self._open: dict[int, CallTimeline] = {}
+        self._losses: dict[str, int] = {}
+
+    def begin_call(
+        self, backend: str, n_jobs: int, total: int | None, *, write: bool = False
+    ) -> CallTimeline:
+        """Begin to record a call; ``write`` writes the file when it ends."""
+        with self._lock:
+            call = CallTimeline(self, self._n_calls, backend, n_jobs, total, write)
+            self._open[self._n_calls] = call
+            self._n_calls += 1
+        return call
+
+    def data(self) -> dict[str, Any]:
+        """Everything that was recorded, as plain data; times in ns from the begin."""
+        from fastjob import __version__
+        from fastjob.analysis import summarise
+
+        with self._lock:
+            calls = [*self._calls, *(call.facts() for call in self._open.values())]
+            losses = dict(self._losses)
+            for call in self._open.values():
+                add_up(losses, call.losses())
+            data: dict[str, Any] = {
+                "version": 1,
+                "fastjob": __version__,
+                "cpus": _cpu_count(),
+                "memory": _memory_total(),
+                "resolution": self._resolution,
+                "end": monotonic_ns() - self.begin,
+                "n_calls": self._n_calls,
+                "calls": [{**c, **self._relative(c)} for c in calls[:MAX_CALLS]],
+                "lanes": [dict(facts) for facts in self._lane_facts],
+                "columns": ["lane", "call", "start", "end", "first", *SUMS],
+                "spans": [self._relative_span(span) for span in self._spans],
+                "totals": dict(zip(SUMS, self._sums, strict=True)),
+                "losses": losses,
+                "events": [{**e, "time": e["time"] - self.begin} for e in self._events],
+                "event_counts": dict(self._event_counts),
+                "longest": [
+                    dict(
+                        zip(
+                            ("duration", "start", "index", "lane", "call"),
+                            (task[0], task[1] - self.begin, *task[2:]),
+                            strict=True,
+                        )
+                    )
+                    for task in sorted(self._longest, reverse=True)
+                ],
+            }
+        data["summary"] = summarise(data)
+        return data
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        if os.getpid() != self.pid:
+            return
+        from fastjob.report import write_timeline
+
+        write_timeline(self.data(), self.path)
+
+    def write_or_warn(self) -> None:
+        """Write the file; a full disk does not cost the results of the run."""
+        try:
+            self.write()
+        except OSError as error:
+            import warnings
+
+            warnings.warn(
+                f"The timeline could not be written to {self.path}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _relative(self, facts: dict[str, Any]) -> dict[str, int]:
+        return {name: facts[name] - self.begin for name in ("start", "end")}
+
+    def _relative_span(self, span: list[int]) -> list[int]:
+        begin = self.begin
+        return [*span[:START], span[START] - begin, span[END] - begin, *span[FIRST:]]
+
+    def _lane(self, worker: int) -> int:
+        """Number of a worker's lane; the lock is held."""
+        lane = self._lanes.get(worker)
+        if lane is None:
+            lane = self._lanes[worker] = len(self._lane_facts)
+            kind = "caller" if worker == self.pid else "process"
+            if kind == "process" and os.path.exists(f"/proc/self/task/{worker}"):
+                kind = "thread"
+            self._lane_facts.append(
+                {"worker": worker, "kind": kind, "busy": 0, "tasks": 0, "batches": 0}
+            )
+            self._last.append(None)
+        return lane
+
+    def _add(self, call: CallTimeline, span: list[int]) -> None:
+        """Add the span of one batch; the lock is held."""
+        lane = span[LANE]
+        facts = self._lane_facts[lane]
+        facts["busy"] += span[BUSY]
+        facts["tasks"] += span[TASKS]
+        facts["batches"] += 1
+        sums = self._sums
+        for i, value in enumerate(span[BUSY:]):
+            if value:
+                sums[i] += value
+        if span[TASKS] == 1:
+            self._add_task(span[START], span[END], span[FIRST], lane, call.number)
+        last = self._last[lane]
+        if (
+            last is not None
+            and last[CALL] == span[CALL]
+            and span[END] - last[START] < self._resolution
+        ):
+            _join(last, span)
+            return
+        self._spans.append(span)
+        self._last[lane] = span
+        if len(self._spans) >= MAX_SPANS:
+            self._coarsen()
+
+    def _add_task(
+        self, start_ns: int, end_ns: int, index: int, lane: int, call: int
+    ) -> None:
+        task = (end_ns - start_ns, start_ns, index, lane, call)
+        if len(self._longest) < MAX_LONGEST:
+            heappush(self._longest, task)
+        elif task > self._longest[0]:
+            heappushpop(self._longest, task)
+
+    def _coarsen(self) -> None:
+        """Join neighbours on each lane until half of the spans are left."""
+        elapsed = monotonic_ns() - self.begin
+        step = self._resolution or max(1, elapsed // MAX_SPANS)
+        while len(self._spans) > MAX_SPANS // 2:
+            kept: list[list[int]] = []
+            last: list[list[int] | None] = [None] * len(self._lane_facts)
+            for span in self._spans:
+                before = last[span[LANE]]
+                if (
+                    before is not None
+                    and before[CALL] == span[CALL]
+                    and span[END] - before[START] < step
+                ):
+                    _join(before, span)
+                else:
+                    kept.append(span)
+                    last[span[LANE]] = span
+            self._spans, self._last, self._resolution = kept, last, step
+            if step > 4 * elapsed:
+                break  # nothing is left to join: one span a lane and call
+            step *= 2
+        if len(self._spans) > MAX_SPANS // 2:
+            # Very many short calls: their totals stay, the oldest are not drawn.
+            del self._spans[: MAX_SPANS // 2]
+
+    def _end_call(self, call: CallTimeline) -> None:
+        with self._lock:
+            if self._open.pop(call.number, None) is None:
+                return
+            add_up(self._losses, call.losses())
+            if len(self._calls) < MAX_CALLS:
+                self._calls.append(call.facts())
+            for worker, lane in self._lanes.items():
+                facts = self._lane_facts[lane]
+                if facts["kind"] == "process":
+                    peak = _peak_memory(worker)
+                    facts["peak_memory"] = max(peak, facts.get("peak_memory", 0))
+
+
+class CallTimeline:
+    """The recording of one call; what engines see as ``call.timeline``."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        number: int,
+        backend: str,
+        n_jobs: int,
+        total: int | None,
+        write: bool,
+    ) -> None:
+        self.number = number
+        self.start_ns = monotonic_ns()
+        self._recorder = recorder
+        self._lock = recorder._lock
+        self._backend = backend
+        self._n_jobs = n_jobs
+        self._total = total
+        self._write = write
+        self._end_ns = 0
+        self._caller_ns = 0
+        # Of each lane: first start, last end, busy, tasks.
+        self._lanes: dict[int, list[int]] = {}
+
+    def batch(
+        self,
+        worker: int,
+        start_ns: int,
+        end_ns: int,
+        n_tasks: int,
+        first_index: int,
+        input_ns: int = 0,
+        pickle_ns: int = 0,
+        wait_ns: int = 0,
+        copy_ns: int = 0,
+        unpickle_ns: int = 0,
+        cpu_ns: int = 0,
+        bytes_out: int = 0,
+        bytes_in: int = 0,
+    ) -> None:
+        """Record a batch that has run; see the top of this module."""
+        recorder = self._recorder
+        busy = end_ns - start_ns
+        with self._lock:
+            lane = recorder._lane(worker)
+            mine = self._lanes.get(lane)
+            if mine is None:
+                self._lanes[lane] = [start_ns, end_ns, busy, n_tasks]
+            else:
+                if end_ns > mine[1]:
+                    mine[1] = end_ns
+                mine[2] += busy
+                mine[3] += n_tasks
+            self._caller_ns += input_ns + pickle_ns + unpickle_ns
+            recorder._add(
+                self,
+                [
+                    *(lane, self.number, start_ns, end_ns, first_index),
+                    *(busy, n_tasks, 1, input_ns, pickle_ns, wait_ns, copy_ns),
+                    *(unpickle_ns, cpu_ns, bytes_out, bytes_in),
+                ],
+            )
+
+    def task(self, worker: int, start_ns: int, end_ns: int, index: int) -> None:
+        """Record one long task of a batch of several."""
+        with self._lock:
+            lane = self._recorder._lane(worker)
+            self._recorder._add_task(start_ns, end_ns, index, lane, self.number)
+
+    def event(self, kind: str, worker: int, time_ns: int, text: str) -> None:
+        """Record something that is not a batch: error, retry, death, timeout, start."""
+        recorder = self._recorder
+        with self._lock:
+            counts = recorder._event_counts
+            counts[kind] = counts.get(kind, 0) + 1
+            if len(recorder._events) < MAX_EVENTS:
+                recorder._events.append(
+                    {
+                        "kind": kind,
+                        "lane": recorder._lane(worker),
+                        "call": self.number,
+                        "time": time_ns,
+                        "text": text[:500],
+                    }
+                )
+
+    def end(self) -> None:
+        """End the recording of this call; nothing happens the second time."""
+        if self._end_ns:
+            return
+        self._end_ns = monotonic_ns()
+        self._recorder._end_call(self)
+        if self._write:
+            self._recorder.write_or_warn()
+
+    def facts(self) -> dict[str, Any]:
+        """What the page says about this call."""
+        lanes = self._lanes.values()
+        return {
+            "number": self.number,
+            "backend": self._backend,
+            "n_jobs": self._n_jobs,
+            "total": self._total,
+            "start": self.start_ns,
+            "end": self._end_ns or monotonic_ns(),
+            "busy": sum(lane[2] for lane in lanes),
+            "tasks": sum(lane[3] for lane in lanes),
+            "lanes": len(lanes),
+        }
+
+    def losses(self) -> dict[str, int]:
+        """Where the time of the workers went, in ns; the parts add up to capacity.
+
+        ``starting`` is before a worker's first task, ``ending`` after its last one,
+        ``unused`` belongs to workers that got no task, ``between`` is the rest.
+        """
+        end = self._end_ns or monotonic_ns()
+        wall = end - self.start_ns
+        lanes = list(self._lanes.values())
+        # A worker that died was replaced: more lanes than workers share the time.
+        n_workers = max(self._n_jobs, 1)
+        capacity = wall * n_workers
+        busy = sum(lane[2] for lane in lanes)
+        first = sorted(lane[0] for lane in lanes)[:n_workers]
+        last = sorted((lane[1] for lane in lanes), reverse=True)[:n_workers]
+        starting = sum(max(0, t - self.start_ns) for t in first)
+        ending = sum(max(0, end - t) for t in last)
+        unused = wall * max(0, n_workers - len(lanes))
+        return {
+            "wall": wall,
+            "capacity": capacity,
+            "busy": busy,
+            "starting": starting,
+            "ending": ending,
+            "unused": unused,
+            "between": max(0, capacity - busy - starting - ending - unused),
+        }
+
+
+def add_up(sums: dict[str, int], more: dict[str, int]) -> None:
+    """Add the values of ``more`` to those of ``sums``."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def _join(first: list[int], second: list[int]) -> None:
+    """Make one span of two neighbours."""
+    first[END] = max(first[END], second[END])
+    first[FIRST] = min(first[FIRST], second[FIRST])
+    for i in range(BUSY, len(first)):
+        first[i] += second[i]
+
+
+def _cpu_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_total() -> int:
+    """Physical memory in bytes; 0 if it cannot be known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return 0
+
+
+def _peak_memory(pid: int) -> int:
+    """Largest resident memory of a process so far in bytes; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return 0
