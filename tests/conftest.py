@@ -86,7 +86,9 @@ def nothing_left_behind(request, temp_folder):
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
+def empty_folder(nothing_left_behind, tmp_path, monkeypatch):
+    # The check comes first, so that it ends last: after monkeypatch has put back
+    # whatever a test has replaced.
     monkeypatch.chdir(tmp_path)
 
 
