@@ -57,11 +57,6 @@ def temp_folder(tmp_path_factory):
         yield folder
 
 
-def _end_pool() -> None:
-    if hasattr(fastjob, "shutdown"):
-        fastjob.shutdown()
-
-
 def _fail_on(found: list[str]) -> None:
     if found:
         pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
@@ -71,7 +66,7 @@ def _fail_on(found: list[str]) -> None:
 def nothing_left_behind_by_module(temp_folder):
     before = leaks.Snapshot.take()
     yield
-    _end_pool()
+    fastjob.shutdown()
     _fail_on(leaks.left_behind(before, pool_may_stay=False))
 
 
@@ -81,7 +76,7 @@ def nothing_left_behind(request, temp_folder):
     before = leaks.Snapshot.take()
     yield
     if each:
-        _end_pool()
+        fastjob.shutdown()
     _fail_on(leaks.left_behind(before, pool_may_stay=not each))
 
 
