@@ -25,8 +25,8 @@ cdef enum Slot:
 # Shared: the head of a table.
 cdef struct TableHead:
     unsigned long long high  # slots in use so far; written by the owner, only grows
-    unsigned char owned[MAX_REGIONS]  # 1: the region belongs to the table's owner;
-                                      # written by it before the region is sent
+    unsigned char owned[MAX_REGIONS]  # 1: a region of the owner itself; written before
+    # the region is sent
 
 
 # On the wire, in native byte order: sender and receiver are one machine.

@@ -637,7 +637,7 @@ cdef class Store:
 
 
 cdef int open_file(str place, size_t size) except -1:
-    cdef int fd
+    cdef int fd = -1
     if place is None:
         fd = shm_memfd(b"fastjob")
         if fd < 0:

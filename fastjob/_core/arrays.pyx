@@ -1,0 +1,426 @@
+"""How large buffers leave a pickle stream for shared memory, and come back.
+
+Pickle's protocol 5 hands every large buffer to a callback instead of copying it into
+the stream.  A `Sharer` is that callback, for one call: it puts the buffer into a
+block, and the stream says no more than "the next buffer".  The receiver opens the
+blocks that were lent to it and unpickles with the views in their place.
+
+What arrives
+
+- Arguments: an ndarray of at least ``min_nbytes`` is a `numpy.memmap` of the call's
+  mode; any other buffer (pyarrow, and what a pandas object is made of: pandas does not
+  expect subclasses of ndarray there) lies on a view of that mode.
+  dtype, shape, byte order and strides are those that were sent; an array with gaps
+  (``a[::2]``) is sent without them.
+- Results: ordinary writable ndarrays on a view, with nobody else's data in them.
+- A `numpy.memmap` of a file, and any view of one, travels by file name, offset and
+  strides, and is opened in its own mode.  Two kinds cannot: one of mode ``'c'``, since
+  what was written to it is not in the file, and one whose file has been deleted or
+  replaced.  They are sent as arrays.
+- ndarray's own pickling leaves its subclasses and datetimes in the stream; datetimes
+  are taken out here, like any dtype without objects.  Subclasses (masked arrays,
+  matrices) have state of their own and stay in the stream.
+
+One copy a call.  The sharer remembers, by address and length, which block holds a copy
+of a buffer, for as long as the array that owns the memory lives (a weak reference), so
+that it never keeps the caller's arrays alive.  An exporter that is made for the
+occasion, as pyarrow's, says nothing about the memory's life: its copies are kept until
+they exceed ``Store.warm_limit``.
+
+A buffer that was refilled since it was copied must not pass for the copy.  So it is
+compared with the block, byte for byte: exact, and as fast as hashing it would be (80
+MB: memcmp 6 ms with both warm, against 5-7 ms to read it once for a hash, 8 ms to copy
+it).  The comparison is left out if nothing can have changed: while ``epoch`` stays the
+same, no code of the user has run in this thread.  What is guaranteed: a task sees an
+array as it was when the task was taken from the input, if no other thread writes to
+it at that moment.
+
+A read-only view that a worker received is passed on without a copy, since nobody may
+write to it; a writable one is the user's array like any other.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_ANY_CONTIGUOUS,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.string cimport memcmp
+
+from fastjob._core.lending cimport Link, View
+from fastjob._core.segments cimport Block, Store, part_of
+
+import copyreg
+import io
+import os
+import pickle
+import sys
+import weakref
+
+
+@cython.final
+cdef class Shared:
+    """A buffer of the caller that has been copied into a block."""
+
+
+@cython.final
+cdef class Sharer:
+    """Takes the large buffers of one call out of its pickle streams.
+
+    Parameters
+    ----------
+    store : Store
+        Where copies are made.
+    min_nbytes : int
+        Size in bytes from which a buffer is taken; negative is never.
+    reuse : bool
+        True for arguments: a buffer that has not changed is copied once. False for
+        results: each is copied, and arrives as an ordinary array.
+
+    Attributes
+    ----------
+    epoch : int
+        To be changed by the caller whenever code of the user may have run.
+    comparisons : int
+        Buffers compared with their copies so far.
+    """
+
+    def __init__(self, Store store not None, long long min_nbytes, *,
+                 bint reuse=True):
+        self.store = store
+        self.min_nbytes = min_nbytes
+        self.reuse = reuse
+        self.taken = []
+        self.shared = {}
+        self.files = {}
+        self.pickler_class = pickle.Pickler
+
+    cdef bint is_small(self, long long nbytes) noexcept:
+        """Whether a buffer stays in the stream."""
+        return self.min_nbytes < 0 or nbytes == 0 or nbytes < self.min_nbytes
+
+    def __call__(self, buffer):
+        """Take a buffer, or leave it in the stream: pickle's ``buffer_callback``.
+
+        Parameters
+        ----------
+        buffer : pickle.PickleBuffer
+
+        Returns
+        -------
+        bool
+            True if it stays in the stream.
+        """
+        cdef Py_buffer view
+        PyObject_GetBuffer(buffer, &view, PyBUF_ANY_CONTIGUOUS)
+        try:
+            if self.is_small(view.len):
+                return True
+            self.taken.append(self.share(view.buf, view.len, <object>view.obj))
+            return False
+        finally:
+            PyBuffer_Release(&view)
+
+    cpdef list blocks(self):
+        """Return the blocks taken since the last time, in the order of the stream."""
+        taken = self.taken
+        self.taken = []
+        return taken
+
+    cpdef object clear(self):
+        """Forget the call's buffers."""
+        self.taken = []
+        self.shared.clear()
+        self.files.clear()
+        self.unowned = 0
+
+    cpdef dict dispatch_table(self):
+        """Return the reducers that a pickler of this call needs, beside copyreg's.
+
+        Empty as long as nobody has imported numpy.
+        """
+        if self.numpy is None:
+            numpy = sys.modules.get("numpy")
+            if not hasattr(numpy, "memmap"):
+                return {}  # absent, or being imported by another thread
+            self.numpy = numpy
+        table = {self.numpy.ndarray: self.reduce, self.numpy.memmap: self.reduce}
+        if self.reuse:
+            pandas = sys.modules.get("pandas")
+            if hasattr(pandas, "Series") and hasattr(pandas, "DataFrame"):
+                table[pandas.DataFrame] = table[pandas.Series] = self.reduce_frame
+        return table
+
+    def reduce(self, array):
+        """Reduce an ndarray or a memmap for pickle."""
+        return self.reduce_as(array, argument_array if self.reuse else result_array)
+
+    def reduce_plain(self, array):
+        """Reduce an ndarray so that it arrives as an ndarray."""
+        return self.reduce_as(array, result_array)
+
+    def reduce_frame(self, frame):
+        """Reduce a pandas object to a stream of its own, where arrays are plain."""
+        file = io.BytesIO()
+        buffers = []
+
+        def take(buffer):
+            if self.is_small(memoryview(buffer).nbytes):
+                return True
+            buffers.append(buffer)
+            return False
+
+        pickler = self.pickler_class(file, protocol=5, buffer_callback=take)
+        others = getattr(pickler, "dispatch_table", copyreg.dispatch_table)
+        pickler.dispatch_table = {**others, self.numpy.ndarray: self.reduce_plain,
+                                  self.numpy.memmap: self.reduce_plain}
+        pickler.dump(frame)
+        return pandas_object, (file.getvalue(), buffers)
+
+    cdef object reduce_as(self, array, build):
+        if array.base is not None:
+            file = self.reduce_file(array)
+            if file is not None:
+                return file
+            # As an ndarray: a memmap without its file would arrive broken.
+            array = self.numpy.asarray(array)
+        if self.is_small(array.nbytes) or array.dtype.hasobject:
+            if not self.reuse and not array.flags.writeable:
+                array = array.copy(order="K")  # in the stream it would stay read-only
+            return array.__reduce_ex__(5)
+        dense = array.transpose(by_stride(array))
+        if not dense.flags.c_contiguous:
+            array = array.copy(order="K")
+            dense = array.transpose(by_stride(array))
+        flat = dense.reshape(-1).view(self.numpy.uint8)
+        return build, (pickle.PickleBuffer(flat), array.dtype, array.shape,
+                       None if array.flags.c_contiguous else array.strides)
+
+    cdef object reduce_file(self, array):
+        """Reduce a view of a memory-mapped file to its name; None if it is none."""
+        mapped = None
+        base = array
+        while isinstance(base, self.numpy.ndarray):
+            if isinstance(base, self.numpy.memmap):
+                mapped = base
+            base = base.base
+        if mapped is None or base is None or type(base) is View or array.size == 0:
+            return None
+        if mapped.filename is None or mapped.mode == "c":
+            return None
+        origin = address_of(mapped)
+        if self.files.get(origin) != self.epoch:
+            if not still_named(origin, os.fspath(mapped.filename)):
+                return None
+            self.files[origin] = self.epoch
+        low = high = 0
+        for length, stride in zip(array.shape, array.strides):
+            if stride < 0:
+                low += (length - 1) * stride
+            else:
+                high += (length - 1) * stride
+        first = address_of(array)
+        return file_array, (
+            os.fspath(mapped.filename), "r" if mapped.mode == "r" else "r+",
+            mapped.offset + (first + low - origin), high - low + array.itemsize,
+            array.dtype, array.shape, array.strides, -low)
+
+    cdef Block share(self, void *address, size_t nbytes, object exporter):
+        cdef Shared shared
+        cdef Block block
+        cdef View view
+        owner = exporter
+        if not self.reuse:
+            return self.store.put_memory(address, nbytes)
+        while type(owner) is not View:
+            base = getattr(owner, "base", None)
+            if base is None:
+                break
+            owner = base
+        if type(owner) is View:
+            view = <View>owner
+            if not view.writable and view.region.fd >= 0:
+                return part_of(view, view.region,
+                               view.offset + (<char *>address - view.address), nbytes)
+        key = (<size_t>address, nbytes)
+        shared = self.shared.get(key)
+        if shared is not None:
+            block = self.known(shared, address, nbytes)
+            if block is not None:
+                return block
+            self.forget(key)
+        block = self.store.put_memory(address, nbytes)
+        shared = Shared()
+        shared.block = block
+        shared.epoch = self.epoch
+        if self.numpy is not None and isinstance(owner, self.numpy.ndarray):
+            shared.owner = weakref.ref(owner, Forget(self.shared, key))
+        else:
+            self.unowned += nbytes
+        self.shared[key] = shared
+        while <long long>self.unowned > self.store.warm_limit:
+            self.forget(next(key for key, shared in self.shared.items()
+                             if (<Shared>shared).owner is None))
+        return block
+
+    cdef Block known(self, Shared shared, void *address, size_t nbytes):
+        """The block of a buffer seen before, or None if it has changed since."""
+        cdef bint same
+        cdef Block block = shared.block
+        if (shared.epoch == self.epoch and shared.owner is not None
+                and shared.owner() is not None):
+            return block
+        self.comparisons += 1
+        with nogil:
+            same = memcmp(address, block.address, nbytes) == 0
+        if not same:
+            return None
+        shared.epoch = self.epoch
+        return block
+
+    def forget(self, key):
+        """Drop what is known of a buffer."""
+        cdef Shared shared = self.shared.pop(key, None)
+        if shared is not None and shared.owner is None:
+            self.unowned -= shared.block.nbytes
+
+
+@cython.final
+cdef class Forget:
+    """Drops what is known of a buffer when the array that owned it is gone.
+
+    Not a method of the sharer, which a weak reference's callback would keep alive.
+    """
+
+    cdef dict shared
+    cdef tuple key
+
+    def __init__(self, dict shared, tuple key):
+        self.shared = shared
+        self.key = key
+
+    def __call__(self, reference):
+        cdef Shared known = self.shared.get(self.key)
+        if known is not None and known.owner is reference:
+            self.shared.pop(self.key, None)
+
+
+def encode(obj, Sharer sharer not None, pickler_class=pickle.Pickler):
+    """Pickle an object, its large buffers apart.
+
+    Parameters
+    ----------
+    obj : object
+    sharer : Sharer
+    pickler_class : type
+        `pickle.Pickler`, or a subclass such as cloudpickle's.
+
+    Returns
+    -------
+    data : bytes
+    blocks : list of Block
+        For `Link.lend`, whose tokens are for `decode`.
+    """
+    file = io.BytesIO()
+    pickler = pickler_class(file, protocol=5, buffer_callback=sharer)
+    sharer.pickler_class = pickler_class
+    reducers = sharer.dispatch_table()
+    if reducers:
+        others = getattr(pickler, "dispatch_table", copyreg.dispatch_table)
+        pickler.dispatch_table = {**others, **reducers}
+    try:
+        pickler.dump(obj)
+    except BaseException:
+        sharer.blocks()
+        raise
+    return file.getvalue(), sharer.blocks()
+
+
+def decode(data, bytes tokens, Link link, mode):
+    """Unpickle an object whose large buffers were lent.
+
+    Parameters
+    ----------
+    data : bytes-like
+    tokens : bytes
+    link : Link
+        May be None if there are no tokens.
+    mode : {'r', 'r+', 'w+', 'c', None}
+        Mode of the buffers; None is a private copy.  Results take ``'r+'``.
+
+    Returns
+    -------
+    object
+    """
+    if not tokens:
+        return pickle.loads(data)
+    buffers = link.open(tokens, "r" if mode is None else mode)
+    if mode is None:
+        buffers = [bytearray(view) for view in buffers]
+    return pickle.loads(data, buffers=buffers)
+
+
+def argument_array(buffer, dtype, shape, strides):
+    """Rebuild an ndarray argument: a memmap if its buffer is a view."""
+    import numpy
+    buffer = unwrapped(buffer)
+    if type(buffer) is not View:
+        return numpy.ndarray(shape, dtype, buffer, 0, strides)
+    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, buffer, 0, strides)
+    array._mmap = buffer
+    array.mode = buffer.mode
+    array.offset = 0
+    return array
+
+
+def result_array(buffer, dtype, shape, strides):
+    """Rebuild an ndarray result."""
+    import numpy
+    return numpy.ndarray(shape, dtype, unwrapped(buffer), 0, strides)
+
+
+cdef object unwrapped(buffer):
+    """What lies under the read-only memoryview that pickle makes of a buffer that was
+    read-only where it was sent; here the mode alone decides."""
+    return buffer.obj if type(buffer) is memoryview else buffer
+
+
+def pandas_object(stream, buffers):
+    """Rebuild a pandas object."""
+    return pickle.loads(stream, buffers=buffers)
+
+
+def file_array(filename, mode, offset, nbytes, dtype, shape, strides, start):
+    """Map a piece of a file again, as the sender had it."""
+    import numpy
+    raw = numpy.memmap(filename, numpy.uint8, mode, offset, (nbytes,))
+    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, raw, start, strides)
+    array._mmap = raw._mmap
+    array.filename = raw.filename
+    array.mode = raw.mode
+    array.offset = offset + start
+    return array
+
+
+cdef list by_stride(array):
+    """The order of axes in which memory is laid out, largest steps first."""
+    strides = array.strides
+    return sorted(range(array.ndim), key=lambda axis: -strides[axis])
+
+
+cdef size_t address_of(array) except? 0:
+    return array.__array_interface__["data"][0]
+
+
+cdef bint still_named(size_t address, str filename) except -1:
+    """Whether a mapping's file still has the name by which it was opened."""
+    try:
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                start, end = line.split(" ", 1)[0].split("-")
+                if int(start, 16) <= address < int(end, 16):
+                    path = line.split(None, 5)[5].rstrip("\n")
+                    return path == os.path.realpath(filename)
+    except FileNotFoundError:
+        pass  # no such list on this system: the name has to do
+    return os.path.exists(filename)
