@@ -305,12 +305,13 @@ class limit_inner_threads:
         torch: Any = sys.modules.get("torch")
         if hasattr(torch, "get_num_threads"):
             torch.get_num_threads()  # sets the thread's number, for the first time
-        for pool in pools:
-            if pool.per_thread and pool not in self._before:
-                self._before[pool] = pool.num_threads
-                pool.set_num_threads(_worker.pool_number(pool, *self._asked))
+        new = [p for p in pools if p.per_thread and p not in self._before]
+        self._before.update((pool, pool.num_threads) for pool in new)
+        # The holder comes first, since it must find the numbers from before.
         if self._process_wide:
             _holder.add(self, self._asked[0])
+        for pool in new:
+            pool.set_num_threads(_worker.pool_number(pool, *self._asked))
         self._pools = pools
 
     def __exit__(self, *exc_info: object) -> None:

@@ -204,6 +204,7 @@ class threadpool_limits:
         cdef Pool pool
         cdef dict process_wide = {}
         self._claimed = ()
+        self._owner = object()             # not self: claims would keep it alive
         self._before = []
         self._user_apis = USER_APIS if user_api is None else (user_api,)
         wanted = checked_limits(limits, user_api)
@@ -213,13 +214,15 @@ class threadpool_limits:
             for key in (pool.filepath, pool.prefix, pool.user_api):
                 if key in wanted:
                     if pool.per_thread:
-                        self._before.append((pool, threads))
-                        pool.write(wanted[key])
+                        self._before.append((pool, threads, wanted[key]))
                     if pool.process_wide:
                         process_wide[pool] = wanted[key]
                     break
+        # First, since it must find the numbers from before.
         self._claimed = tuple(process_wide)
-        claim(self, process_wide)
+        claim(self._owner, process_wide)
+        for pool, _, threads in self._before:
+            pool.write(threads)
 
     def __enter__(self):
         return self
@@ -230,16 +233,16 @@ class threadpool_limits:
     def __del__(self):
         # A plain call that nobody will undo: what it set stays.
         if self._claimed:
-            forget(self, self._claimed)
+            forget(self._owner, self._claimed)
 
     def restore_original_limits(self):
         """Set the numbers back to those from before; a second time does nothing."""
         cdef Pool pool
         before, self._before = self._before, []
-        for pool, threads in before:
+        for pool, threads, _ in before:
             pool.write(threads)
         claimed, self._claimed = self._claimed, ()
-        release(self, claimed)
+        release(self._owner, claimed)
 
     unregister = restore_original_limits
 
