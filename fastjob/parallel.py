@@ -10,9 +10,9 @@ listens.
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
 from _weakref import ref
 from itertools import repeat
+from os import environ
 from time import time
 
 from fastjob import config as _config
@@ -80,6 +80,11 @@ __all__ = [
 
 # How the default window is spelled; any other value counts tasks, not batches.
 _DEFAULT_WINDOW = "2*n_jobs"
+
+_DROP_GENERATOR = (
+    " Before submitting new tasks, you must wait for the completion of all the "
+    "previous tasks, or clean all references to the output generator."
+)
 
 # Names that extension code imports from here, and that are imported when it does.
 _LAZY = {
@@ -373,10 +378,11 @@ class Parallel(Reporting, Generic[Kind]):
             **backend_params,
         }
         self._config = config
-        self._idle = allocate_lock()
+        self._running: dict[str, object] = {}
         self._stream: ref[ResultStream] | None = None
         self._managed_backend = False
         self._listening = False
+        self._recording: Any = None
 
     # The life of a call
 
@@ -478,38 +484,38 @@ class Parallel(Reporting, Generic[Kind]):
 
     def _run(self, iterable: Iterable[Any], n_tasks: int | None) -> Any:
         tasks: Iterator[Any] = iter(iterable)
-        if not self._idle.acquire(False):
-            raise RuntimeError(
-                "This Parallel instance is already running !"
-                + (
-                    " Before submitting new tasks, you must wait for the completion of "
-                    "all the previous tasks, or clean all references to the output "
-                    "generator."
-                    if self.return_generator
-                    else ""
-                )
-            )
+        # Whoever is in the dictionary runs. An interrupt may come between any two
+        # lines; the call is over for those who are not in it, and `_end` may be
+        # called again.
+        me = object()
         failed = True
-        streaming = False
+        results: Any = None
         try:
+            if self._running.setdefault("call", me) is not me:
+                raise RuntimeError(
+                    "This Parallel instance is already running !"
+                    + (_DROP_GENERATOR if self.return_generator else "")
+                )
             self.n_tasks = n_tasks
             self._start_time = time()
+            self._listening = False
             call, backend = self._open()
             engine = registry.open_engine(backend, call)
             if self._listening:
                 tasks = self._watch(tasks)
-            results: Any
             if self.return_generator:
-                results = ResultStream(engine.stream(tasks), self._finish)
+                stream = engine.stream(tasks)
+                results = ResultStream(stream, lambda early: self._end(me, early))
                 self._stream = ref(results)
-                streaming = True
             else:
                 results = engine.run(tasks)
             failed = False
             return results
         finally:
-            if not streaming:
-                self._finish(failed)
+            if not isinstance(results, ResultStream):
+                self._end(me, failed)
+            elif failed:
+                results.close()
 
     def _open(self) -> tuple[Call, Any]:
         """Return the call, and the backend that runs it."""
@@ -542,6 +548,19 @@ class Parallel(Reporting, Generic[Kind]):
             or BatchCompletionCallBack is not _OriginalCallBack
             or type(self).print_progress is not Reporting.print_progress
         )
+        if not self._backend.nesting_level and (
+            self.timeline is not None
+            or "fastjob.recording" in sys.modules
+            or "FASTJOB_TIMELINE" in environ
+        ):
+            from fastjob.recording import record_call
+
+            self._recording = record_call(
+                self.timeline,
+                backend=type(backend).__name__,
+                n_jobs=n_jobs,
+                total=self.n_tasks,
+            )
         call = Call(
             n_jobs,
             ahead=ahead,
@@ -550,6 +569,7 @@ class Parallel(Reporting, Generic[Kind]):
             batch_size=0 if self.batch_size == "auto" else self.batch_size,
             nested=nested,
             on_batch=self._on_batch if listening else None,
+            timeline=self._recording,
             **self._options,
         )
         self._counters = call.counters
@@ -583,17 +603,22 @@ class Parallel(Reporting, Generic[Kind]):
             )
         return n_jobs
 
-    def _finish(self, failed: bool) -> None:
-        """End a call, whose engine has left nothing behind."""
+    def _end(self, caller: object, failed: bool) -> None:
+        """End a call, whose engine has left nothing behind; harmless when repeated."""
+        if self._running.get("call") is not caller:
+            return
         try:
             if self._listening:
                 self._end_report(failed)
         finally:
+            recording, self._recording = self._recording, None
             try:
+                if recording is not None:
+                    recording.end()
                 if not self._managed_backend:
                     self._backend.terminate()
             finally:
-                self._idle.release()
+                self._running.pop("call", None)
 
     def _on_batch(self, n_tasks: int) -> None:
         """Be told by the engine that more tasks have completed."""

@@ -18,13 +18,13 @@ class ResultStream:
     stream : iterator
         The engine's, with a method `close`.
     finish : callable
-        Called once when the call has ended, with whether it ended early.
+        Called when the call has ended, with whether it ended early; more than once.
     """
 
     __slots__ = ("__weakref__", "_finish", "_next", "_stream")
 
     def __init__(self, stream: Any, finish: Callable[[bool], None]) -> None:
-        self._finish = [finish]
+        self._finish = finish
         self._stream = stream
         self._next = stream.__next__
 
@@ -35,23 +35,19 @@ class ResultStream:
         try:
             return self._next()
         except BaseException as error:
-            self._end(failed=not isinstance(error, StopIteration))
+            self._end(early=not isinstance(error, StopIteration))
             raise
 
     def close(self) -> None:
         """End the call; tasks that have not started are never run."""
-        self._end(failed=True)
+        self._end(early=True)
 
-    def _end(self, failed: bool) -> None:
-        # Of two threads that come here at once, one pops and ends the call.
-        try:
-            finish = self._finish.pop()
-        except IndexError:
-            return
+    def _end(self, early: bool) -> None:
+        # Both may be repeated: an interrupt can come in the middle of either.
         try:
             self._stream.close()
         finally:
-            finish(failed)
+            self._finish(early)
 
     def __del__(self) -> None:
-        self._end(failed=True)
+        self._end(early=True)

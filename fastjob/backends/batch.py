@@ -7,8 +7,10 @@ cost the results of its neighbours, and the error names its task.
 
 from __future__ import annotations
 
+from _thread import get_native_id
 from copy import copy
-from time import monotonic
+from os import getpid
+from time import monotonic, monotonic_ns
 
 from fastjob import config, failure
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastjob._core.call import Call
+
+    Failure = tuple[int, Any, str, float]
+    Outcome = tuple[list[Any], list[Failure], tuple[int, int, int]]
 
 
 class BatchedCalls:
@@ -88,7 +93,7 @@ class GuardedCalls(BatchedCalls):
         self.show_values = call.show_values
         self.packed = packed
 
-    def run(self) -> tuple[list[Any], list[tuple[int, Any, str, float]]]:
+    def run(self) -> Outcome:
         """Run the tasks, up to the first failure if that ends the call.
 
         Returns
@@ -97,9 +102,12 @@ class GuardedCalls(BatchedCalls):
             One for each task that was run; None for one that failed.
         failures : list of tuple
             Offset in the batch, exception (packed or not), traceback, seconds.
+        span : tuple of int
+            Process or thread id, begin and end as of ``time.monotonic_ns``.
         """
+        begin_ns = monotonic_ns()
         results: list[Any] = []
-        failures: list[tuple[int, Any, str, float]] = []
+        failures: list[Failure] = []
         for offset, item in enumerate(self.items):
             begin = monotonic()
             task: Any = self.load, (item,), {}
@@ -120,7 +128,8 @@ class GuardedCalls(BatchedCalls):
                 results.append(None)
                 if not self.go_on:
                     break
-        return results, failures
+        lane = getpid() if self.packed else get_native_id()
+        return results, failures, (lane, begin_ns, monotonic_ns())
 
     def only(self, offset: int) -> GuardedCalls:
         """Return a batch of one task of this one, as it was captured."""
@@ -138,6 +147,6 @@ class GuardedCalls(BatchedCalls):
         return result
 
     @staticmethod
-    def read(outcome: Any) -> Any:
-        """Return the results and failures of a batch, in the caller."""
-        return outcome
+    def read(outcome: Any) -> Outcome:
+        """Return what `run` returned, in the caller."""
+        return outcome  # type: ignore[no-any-return]

@@ -332,7 +332,9 @@ class CallbackEngine:
             failures = [(i, batch.error, "", 0.0) for i in range(len(batch.tasks))]
             results: list[Any] = [None] * len(batch.tasks)
         else:
-            results, failures = self.make_calls.read(batch.outcome)
+            results, failures, span = self.make_calls.read(batch.outcome)
+            if call.timeline is not None:
+                call.timeline.batch(*span, len(results), batch.first)
             if not failures:
                 self.backend.batch_completed(len(batch.tasks), batch.elapsed)
                 return [(batch.first, results)]

@@ -99,8 +99,9 @@ class PickledCalls(GuardedCalls):
 
     @staticmethod
     def read(outcome: Any) -> Any:
-        results, failures = outcome
-        return [r if r is None else pickle.loads(r) for r in results], failures
+        results, failures, span = outcome
+        loaded = [r if r is None else pickle.loads(r) for r in results]
+        return loaded, failures, span
 
 
 class _RecordingContext:
