@@ -9,9 +9,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -20,16 +19,27 @@ def find_browser():
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
+# The browser reads commands from descriptor 3 and answers on 4.
+LAUNCH = """
+import fcntl, os, sys
+commands, answers, *command = sys.argv[1:]
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 20) for fd in (commands, answers)]
+os.dup2(high[0], 3)
+os.dup2(high[1], 4)
+os.closerange(20, max(high) + 1)
+os.execv(command[0], command)
+"""
+
+
 class Browser:
     """One browser with one page."""
 
     def __init__(self, folder: Path) -> None:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # The browser reads commands from descriptor 3 and answers on 4.
         self._process = subprocess.Popen(
             [
-                *("sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh"),
+                *(sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser)),
                 find_browser(),
                 "--headless=new",
                 "--no-sandbox",
@@ -175,13 +185,3 @@ class Browser:
         finally:
             os.close(self._out)
             os.close(self._in)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A browser for one test, which is skipped where there is none."""
-    if find_browser() is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    made = Browser(tmp_path)
-    yield made
-    made.close()
