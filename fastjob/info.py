@@ -57,6 +57,8 @@ def render(found: dict[str, Any]) -> str:
     if cpu["interpreter"] is not None:
         rows.append(("interpreter", cpu["interpreter"]))
     rows += cpu["environment"].items()
+    if cpu["core_budget"] < cpu["count"]:
+        rows.append(("share here", cpu["core_budget"]))
     title = f"fastjob {found['fastjob']}, Python {found['python']}"
     lines = [f"{title}, {found['platform']}", "", *_table(rows)]
     pools = [(pool["internal_api"], _pool(pool)) for pool in found["pools"]]

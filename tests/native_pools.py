@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-OPENBLAS = r"""
+OPENBLAS_SOURCE = r"""
 #define JOIN_(a, b, c) a##b##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(name) JOIN(PREFIX, name, SUFFIX)
@@ -20,14 +20,14 @@ const char *NAME(openblas_get_config)(void) { return "OpenBLAS 0.3.99 NO_AFFINIT
 const char *NAME(openblas_get_corename)(void) { return "Haswell"; }
 """
 
-OPENMP = r"""
+OPENMP_SOURCE = r"""
 static __thread int team = 6;
 int omp_get_max_threads(void) { return team; }
 int omp_get_num_threads(void) { return 1; }
 void omp_set_num_threads(int n) { team = n; }
 """
 
-MKL = r"""
+MKL_SOURCE = r"""
 #include <string.h>
 static int threads = 8;
 static __thread int local;
@@ -40,7 +40,7 @@ void MKL_Get_Version_String(char *text, int size) {
 }
 """
 
-BLIS = r"""
+BLIS_SOURCE = r"""
 static long long threads = -1;
 long long bli_thread_get_num_threads(void) { return threads; }
 void bli_thread_set_num_threads(long long n) { threads = n; }
@@ -51,7 +51,7 @@ int bli_arch_query_id(void) { return 7; }
 const char *bli_arch_string(int id) { return id == 7 ? "zen3" : "generic"; }
 """
 
-FLEXIBLAS = r"""
+FLEXIBLAS_SOURCE = r"""
 #include <string.h>
 static int threads = 5;
 static const char *names[] = {"NETLIB", "__FALLBACK__", "OPENBLAS"};
@@ -72,13 +72,13 @@ int flexiblas_current_backend(char *name, size_t size) {
 }
 """
 
-ACCELERATE = r"""
+ACCELERATE_SOURCE = r"""
 static __thread int threading;
 int BLASGetThreading(void) { return threading; }
 int BLASSetThreading(int n) { threading = n; return 0; }
 """
 
-TBB = r"""
+TBB_SOURCE = r"""
 #include <stddef.h>
 #include <stdint.h>
 typedef struct { size_t value; intptr_t reserved; int parameter; } control;
@@ -107,21 +107,53 @@ void _ZN3tbb6detail2r17destroyERNS0_2d114global_controlE(control *c) {
 const char *TBB_runtime_version(void) { return "2099.1.0"; }
 """
 
-DECOY = "int unrelated(void) { return 0; }\n"
+DECOY_SOURCE = "int unrelated(void) { return 0; }\n"
 
 
 def openblas(prefix: str = "", suffix: str = "", parallel: int = 1) -> str:
     head = f"#define PREFIX {prefix}\n#define SUFFIX {suffix}\n"
-    source = f"{head}#define PARALLEL {parallel}\n{OPENBLAS}"
-    return source + (OPENMP if parallel == 2 else "")
+    source = f"{head}#define PARALLEL {parallel}\n{OPENBLAS_SOURCE}"
+    return source + (OPENMP_SOURCE if parallel == 2 else "")
 
 
 def mkl(layer: int) -> str:
-    return f"#define LAYER {layer}\n{MKL}"
+    return f"#define LAYER {layer}\n{MKL_SOURCE}"
 
 
 def blis(openmp: int, pthreads: int) -> str:
-    return f"#define OPENMP {openmp}\n#define PTHREADS {pthreads}\n{BLIS}"
+    return f"#define OPENMP {openmp}\n#define PTHREADS {pthreads}\n{BLIS_SOURCE}"
+
+
+# Name of the file, and source.
+BLAS = ("libopenblasp-r0.3.99.so", openblas())
+SCIPY = (
+    "libscipy_openblas64_-1a2b.so",
+    openblas("scipy_", "64_"),
+)
+OVER_OPENMP = ("libopenblaso.so.0", openblas(parallel=2))
+OMP = ("libgomp-d22c.so.1.0.0", OPENMP_SOURCE)
+MKL = ("libmkl_rt.so.2", mkl(0))
+BLIS = ("libblis.so.4", blis(1, 0))
+FLEXIBLAS = ("libflexiblas.so.3", FLEXIBLAS_SOURCE)
+TBB = ("libtbb.so.12", TBB_SOURCE)
+ACCELERATE = ("Accelerate", ACCELERATE_SOURCE)
+
+#: What a script of `script` can use.
+BEGIN = """
+import ctypes, os, threading
+from fastjob._core.pools import loaded_pools
+from fastjob._core.threadpools import threadpool_info, threadpool_limits
+
+def numbers():
+    return [pool["num_threads"] for pool in threadpool_info()]
+
+def in_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+"""
 
 
 def compiler() -> str | None:
@@ -140,3 +172,23 @@ def compile_library(folder: Path, name: str, source: str) -> Path:
     command = [str(compiler()), "-shared", "-fPIC", "-w", "-o", str(library), str(text)]
     subprocess.run(command, check=True, capture_output=True)
     return library
+
+
+def compiled(folder: Path, **sources: tuple[str, str]) -> dict[str, Path]:
+    """Compile stand-ins; each in a folder of its own, as names may repeat."""
+    return {
+        key: compile_library(folder / key, name, source)
+        for key, (name, source) in sources.items()
+    }
+
+
+def script(folder: Path, body: str, **sources: tuple[str, str]) -> str:
+    """A script that loads stand-ins in the order they are given, then runs `body`.
+
+    The path of each is in the variable of its key.
+    """
+    lines = [
+        f"{key} = {str(path)!r}; ctypes.CDLL({key})"
+        for key, path in compiled(folder, **sources).items()
+    ]
+    return "\n".join([BEGIN, *lines, body])

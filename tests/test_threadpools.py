@@ -7,70 +7,40 @@ from __future__ import annotations
 
 import native_pools as native
 import pytest
+from native_pools import (
+    ACCELERATE,
+    BLAS,
+    BLIS,
+    FLEXIBLAS,
+    MKL,
+    OMP,
+    OVER_OPENMP,
+    SCIPY,
+    TBB,
+)
 
 pytestmark = pytest.mark.skipif(
     native.compiler() is None, reason="stand-ins need a C compiler"
 )
 
-BEGIN = """
-import ctypes, os, threading
-from fastjob._core.pools import loaded_pools
-from fastjob._core.threadpools import threadpool_info, threadpool_limits
-
-def numbers():
-    return [pool["num_threads"] for pool in threadpool_info()]
-
-def in_thread(function):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
-    return found[0]
-"""
-
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native")
-
-    def compile_all(**sources):
-        """Compile stand-ins; each in a folder of its own, as names may repeat."""
-        return {
-            key: native.compile_library(folder / key, name, source)
-            for key, (name, source) in sources.items()
-        }
-
-    return compile_all
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("native")
 
 
 @pytest.fixture
-def run(run_python, compiled):
+def run(run_python, folder):
     """Run a script with stand-ins loaded in the order they are given."""
 
-    def run_script(script, **sources):
-        lines = [BEGIN]
-        for key, path in compiled(**sources).items():
-            lines.append(f"{key} = {str(path)!r}; ctypes.CDLL({key})")
-        done = run_python("\n".join([*lines, script]))
+    def run_script(body, **sources):
+        done = run_python(native.script(folder, body, **sources))
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
 
     return run_script
 
-
-BLAS = ("libopenblasp-r0.3.99.so", native.openblas())
-SCIPY = (
-    "libscipy_openblas64_-1a2b.so",
-    native.openblas("scipy_", "64_"),
-)
-OVER_OPENMP = ("libopenblaso.so.0", native.openblas(parallel=2))
-OMP = ("libgomp-d22c.so.1.0.0", native.OPENMP)
-MKL = ("libmkl_rt.so.2", native.mkl(0))
-BLIS = ("libblis.so.4", native.blis(1, 0))
-FLEXIBLAS = ("libflexiblas.so.3", native.FLEXIBLAS)
-TBB = ("libtbb.so.12", native.TBB)
-ACCELERATE = ("Accelerate", native.ACCELERATE)
 
 KNOWN_TO_THREADPOOLCTL = {
     "openblas": BLAS,
@@ -79,8 +49,8 @@ KNOWN_TO_THREADPOOLCTL = {
     "openblas over openmp": OVER_OPENMP,
     "openblas of conda": ("openblas.so", native.openblas("", "_64")),
     "libgomp": OMP,
-    "libomp": ("libomp.so.5", native.OPENMP),
-    "libiomp": ("libiomp5.so", native.OPENMP),
+    "libomp": ("libomp.so.5", native.OPENMP_SOURCE),
+    "libiomp": ("libiomp5.so", native.OPENMP_SOURCE),
     "mkl": MKL,
     "mkl over tbb": ("libmkl_rt.so", native.mkl(4)),
     "mkl of unknown layer": ("libmkl_rt.so.1", native.mkl(-1)),
@@ -162,8 +132,8 @@ assert numbers() == [4]
     )
 
 
-def test_a_library_is_found_by_the_name_behind_a_symbolic_link(run, compiled):
-    target = compiled(blas=BLAS)["blas"]
+def test_a_library_is_found_by_the_name_behind_a_symbolic_link(run, folder):
+    target = native.compiled(folder, blas=BLAS)["blas"]
     link = target.parent / "libcblas.so.3"
     if not link.exists():
         link.symlink_to(target)
@@ -195,7 +165,7 @@ with threadpool_limits(2, user_api="tbb"):
 assert numbers() == [9]
 """,
         library=TBB,
-        decoy=("libtbbmalloc.so.2", native.DECOY),
+        decoy=("libtbbmalloc.so.2", native.DECOY_SOURCE),
     )
 
 
@@ -217,7 +187,10 @@ assert numbers() == [cpu_count()]
 
 @pytest.mark.parametrize("name", ["libopenblas", "libmkl_rt", "libgomp", "libtbb"])
 def test_a_library_that_is_only_called_like_one_is_passed_over(name, run):
-    run("assert threadpool_info() == []", library=(f"{name}_notes.so", native.DECOY))
+    run(
+        "assert threadpool_info() == []",
+        library=(f"{name}_notes.so", native.DECOY_SOURCE),
+    )
 
 
 def test_nothing_is_read_again_while_nothing_is_loaded(run):
@@ -238,8 +211,8 @@ assert not events and not looked, (events, looked)
     )
 
 
-def test_a_library_loaded_later_is_found(run, compiled):
-    path = compiled(omp=OMP)["omp"]
+def test_a_library_loaded_later_is_found(run, folder):
+    path = native.compiled(folder, omp=OMP)["omp"]
     run(
         f"""
 assert numbers() == [4]
@@ -252,8 +225,9 @@ assert loaded_pools()[0] is before[0]
     )
 
 
-def test_an_unrelated_library_leaves_the_tuple_as_it_was(run, compiled):
-    path = compiled(decoy=("libunrelated.so", native.DECOY))["decoy"]
+def test_an_unrelated_library_leaves_the_tuple_as_it_was(run, folder):
+    decoy = ("libunrelated.so", native.DECOY_SOURCE)
+    path = native.compiled(folder, decoy=decoy)["decoy"]
     run(
         f"before = loaded_pools(); ctypes.CDLL({str(path)!r})\n"
         "assert loaded_pools() is before",
