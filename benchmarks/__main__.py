@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import versus
+from benchmarks import counts, versus
 
 _COMMANDS = {
     "versus": (versus, "fastjob beside joblib and other peers"),
+    "counts": (counts, "what does not depend on the machine, against the record"),
 }
 
 
