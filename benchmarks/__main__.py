@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import counts, versus
+from benchmarks import counts, limits, versus
 
 _COMMANDS = {
     "versus": (versus, "fastjob beside joblib and other peers"),
+    "limits": (limits, "shares of physical limits, and how cost grows"),
     "counts": (counts, "what does not depend on the machine, against the record"),
 }
 

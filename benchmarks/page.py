@@ -1,9 +1,10 @@
-"""Bars of the ratios, as SVG or as an HTML page with the SVG and the table inside."""
+"""Bars and curves, as SVG or as an HTML page with the SVG and a table inside."""
 
 from __future__ import annotations
 
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,84 @@ def draw(values: dict[str, Any], path: str) -> None:
     ValueError
         The file has another ending, or no row has a ratio.
     """
+    _write(path, values, _bars)
+
+
+def draw_curves(values: dict[str, Any], path: str) -> None:
+    """Draw the curves of a ``limits`` run, one panel each.
+
+    Parameters
+    ----------
+    values : dict
+        What ``--json`` writes.
+    path : str
+        A file that ends in ``.svg`` or ``.html``.
+
+    Raises
+    ------
+    ValueError
+        The file has another ending, or nothing was measured that has a curve.
+    """
+    _write(path, values, _curves)
+
+
+def _write(
+    path: str, values: dict[str, Any], picture: Callable[[dict[str, Any]], str]
+) -> None:
     kind = Path(path).suffix
     if kind not in (".svg", ".html"):
         raise ValueError(f"--page writes .svg or .html, not {kind!r}")
-    picture = _bars(values)
-    text = picture if kind == ".svg" else _html(values, picture)
+    text = picture(values)
+    if kind == ".html":
+        text = _html(values, text)
     Path(path).write_text(text, encoding="utf-8")
 
 
-def _bars(values: dict[str, Any]) -> str:
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _curves(values: dict[str, Any]) -> str:
+    pyplot = _pyplot()
+    panels = [*values["scaling"], *values["autotuner"]]
+    if not panels:
+        raise ValueError("nothing was measured that has a curve")
+    lines = -(-len(panels) // 2)
+    figure, grid = pyplot.subplots(
+        lines, 2, figsize=(9, 2.8 * lines), layout="constrained", squeeze=False
+    )
+    for axes, curve in zip(grid.flat, panels, strict=False):
+        for name in dict.fromkeys(n for p in curve["points"] for n in p["sides"]):
+            points = [p for p in curve["points"] if name in p["sides"]]
+            # An instant task has no place on a logarithmic axis; 0.1 us is its length.
+            at = [p["at"] or 1e-7 for p in points]
+            cost = [p["sides"][name]["median"] / p["per"] for p in points]
+            label = f"batch {name}" if name.isdigit() else name
+            axes.plot(at, cost, "o-", markersize=3, linewidth=1, label=label)
+        axes.set(xscale="log", yscale="log", title=curve["name"])
+        axes.set_xlabel(curve["axis"])
+        axes.set_ylabel("seconds")
+        axes.legend(fontsize=7)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.remove()
+    text = _svg(figure)
+    pyplot.close(figure)
+    return text
+
+
+def _bars(values: dict[str, Any]) -> str:
+    pyplot = _pyplot()
     rows = [row for row in values["rows"] if row["ratios"]]
     if not rows:
         raise ValueError("no row has a ratio to draw")
@@ -79,10 +144,9 @@ def _bars(values: dict[str, Any]) -> str:
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[n]) for n in present]
     axes.legend(handles, present, loc="lower right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    text = _svg(figure)
     pyplot.close(figure)
-    return text.getvalue()
+    return text
 
 
 def _html(values: dict[str, Any], picture: str) -> str:

@@ -63,10 +63,10 @@ def running_threads(pids: list[int]) -> int:
 
 
 class Observer:
-    """Counts context switches and busy threads below this process during a run."""
+    """Counts context switches and busy threads of this process and those below it."""
 
     def __enter__(self) -> Observer:
-        self._pids = descendants(os.getpid())
+        self._pids = [os.getpid(), *descendants(os.getpid())]
         self._before = context_switches(self._pids)
         self._busy: list[int] = []
         self._stop = threading.Event()
@@ -76,7 +76,8 @@ class Observer:
 
     def _sample(self) -> None:
         while not self._stop.wait(0.02):
-            self._busy.append(running_threads(self._pids))
+            # This thread itself is one that runs.
+            self._busy.append(running_threads(self._pids) - 1)
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()

@@ -72,11 +72,12 @@ def as_json(outcomes: Sequence[Outcome], command: str) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
         "reference": REFERENCE,
-        "rows": [_row_json(outcome) for outcome in outcomes],
+        "rows": [row_json(outcome) for outcome in outcomes],
     }
 
 
-def _row_json(outcome: Outcome) -> dict[str, Any]:
+def row_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what was measured of one row."""
     row = outcome.row
     ratios = {name: outcome.ratio(name) for name in outcome.samples}
     return {
@@ -138,7 +139,7 @@ def table(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
         cells = [_cell(outcome, name) for name in columns]
         wanted, verdict = _wanted(demands(outcome))
         lines.append([outcome.row.title, str(outcome.n_jobs), *cells, wanted, verdict])
-    return _align(lines) + "".join(_notes(outcomes))
+    return align(lines) + "".join(notes(outcomes))
 
 
 def _cell(outcome: Outcome, name: str) -> str:
@@ -168,7 +169,8 @@ def _wanted(found: Sequence[Demand]) -> tuple[str, str]:
     return "; ".join(texts), "; ".join(demand.verdict for demand in found)
 
 
-def _align(lines: Sequence[Sequence[str]]) -> str:
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with even columns; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "".join(
@@ -179,7 +181,8 @@ def _align(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _notes(outcomes: Sequence[Outcome]) -> Iterable[str]:
+def notes(outcomes: Sequence[Outcome]) -> Iterable[str]:
+    """Yield a line for whatever a reader of the table must know beside it."""
     for outcome in outcomes:
         name = outcome.row.name
         for side, error in outcome.errors.items():

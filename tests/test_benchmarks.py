@@ -469,3 +469,25 @@ def test_versus_prints_the_table_and_writes_the_samples(tmp_path, capsys):
     lengths = {len(side["samples"]) for side in sides.values()}
     assert set(sides) == {"mp_pool", "futures"} and len(lengths) == 1
     assert all(math.isfinite(side["median"]) for side in sides.values())
+
+
+# --- asv
+
+
+def test_asv_finds_every_row_and_can_run_it():
+    from benchmarks import asv_suite
+
+    found = {
+        member: value
+        for value in vars(asv_suite).values()
+        if isinstance(value, type) and hasattr(value, "row")
+        for member in vars(value)
+        if member.startswith(("time_", "peakmem_", "track_"))
+    }
+    expected = [row for row in rows.ALL if row.work and row.requires is None]
+    assert {value.row.name for value in found.values()} == {r.name for r in expected}
+    assert "track_idle_memory" in found and "peakmem_results_large" in found
+    benchmark = found["time_tiny_threads"]()
+    benchmark.setup()
+    assert benchmark.time_tiny_threads()[:3] == [1, 2, 3]
+    benchmark.teardown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 
 from benchmarks.row import Row
-from benchmarks.rows import arrays, clusters, cold, engine, nested
+from benchmarks.rows import arrays, clusters, cold, curves, engine, nested
 
 ALL: tuple[Row, ...] = (
     *engine.ROWS,
@@ -40,8 +40,8 @@ def select(pattern: str) -> list[Row]:
 
 
 def find(name: str) -> Row:
-    """Return the row of that name."""
-    for row in ALL:
+    """Return the row of that name, also one that only curves use."""
+    for row in (*ALL, *curves.ROWS):
         if row.name == name:
             return row
     raise ValueError(f"no row is named {name!r}")

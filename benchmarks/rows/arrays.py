@@ -11,14 +11,15 @@ MB = 1_000_000
 FLOAT = 8
 
 
-def _array(megabytes, value):
+def floats(size, value=1.0):
+    """Return a float64 array of `size` bytes."""
     import numpy as np
 
-    return np.full(megabytes * MB // FLOAT, value, dtype=np.float64)
+    return np.full(size // FLOAT, value, dtype=np.float64)
 
 
-def _one_array(megabytes):
-    return [_array(megabytes, 1.0)] * 10
+def _one_array(size):
+    return [floats(size)] * 10
 
 
 def _one_array_in(session, items):
@@ -27,16 +28,14 @@ def _one_array_in(session, items):
     return session.run(array_tasks.ends, items)
 
 
-def _fresh_arrays_in(session, megabytes):
+def _fresh_arrays_in(session, size):
     from benchmarks import array_tasks
 
-    return session.run(
-        array_tasks.ends, (_array(megabytes, float(i)) for i in range(10))
-    )
+    return session.run(array_tasks.ends, (floats(size, float(i)) for i in range(10)))
 
 
-def _fresh_limit(megabytes):
-    _warm_copy([_source(megabytes * MB // FLOAT)] * 10)
+def _copy_of_fresh(size, n_jobs):
+    warm_copy([_source(size)] * 10)
 
 
 def _jobs(count, bytes_each):
@@ -49,21 +48,16 @@ def _results(session, jobs):
     return session.run(array_tasks.filled, jobs)
 
 
-def _results_limit(jobs, n_jobs):
-    _warm_copy([_source(jobs[0][0])] * len(jobs))
+def copy_of_results(jobs, n_jobs):
+    """Copy as many bytes as the results of `jobs` have."""
+    warm_copy([_source(jobs[0][0] * FLOAT)] * len(jobs))
 
 
-@functools.cache
-def _source(length):
-    import numpy as np
-
-    return np.full(length, 1.0)
+_source = functools.cache(floats)
 
 
 def _both_ways_arrays(count):
-    import numpy as np
-
-    return [np.full(100_000, float(i), dtype=np.float64) for i in range(count)]
+    return [floats(800_000, float(i)) for i in range(count)]
 
 
 def _both_ways(session, arrays):
@@ -72,12 +66,12 @@ def _both_ways(session, arrays):
     return session.run(array_tasks.same, arrays)
 
 
-def _frame(megabytes):
+def _frame(size):
     import numpy as np
     import pandas as pd
 
     columns = 10
-    rows = megabytes * MB // FLOAT // columns
+    rows = size // FLOAT // columns
     values = np.arange(rows * columns, dtype=np.float64).reshape(rows, columns)
     return [pd.DataFrame(values, columns=[f"c{i}" for i in range(columns)])] * 20
 
@@ -88,7 +82,7 @@ def _frame_in(session, frames):
     return session.run(array_tasks.corner, frames)
 
 
-_warm_copy = floors.WarmCopy()
+warm_copy = floors.WarmCopy()
 
 ROWS = (
     Row(
@@ -97,10 +91,10 @@ ROWS = (
         "processes",
         _one_array,
         _one_array_in,
-        100,
-        20,
+        100 * MB,
+        20 * MB,
         target=1.5,
-        limit=lambda items, n_jobs: _warm_copy(items[:1]),
+        limit=lambda items, n_jobs: warm_copy(items[:1]),
         limit_title="one warm copy",
     ),
     Row(
@@ -109,10 +103,10 @@ ROWS = (
         "processes",
         int,
         _fresh_arrays_in,
-        10,
-        4,
+        10 * MB,
+        4 * MB,
         target=3.5,
-        limit=lambda megabytes, n_jobs: _fresh_limit(megabytes),
+        limit=_copy_of_fresh,
         limit_title="one warm copy of each",
     ),
     Row(
@@ -124,7 +118,7 @@ ROWS = (
         80 * MB,
         8 * MB,
         target=15,
-        limit=_results_limit,
+        limit=copy_of_results,
         limit_title="one warm copy of each",
     ),
     Row(
@@ -136,7 +130,7 @@ ROWS = (
         500,
         100,
         target=10,
-        limit=_results_limit,
+        limit=copy_of_results,
         limit_title="one warm copy of each",
     ),
     Row(
@@ -148,7 +142,7 @@ ROWS = (
         500,
         100,
         target=8,
-        limit=lambda arrays, n_jobs: _warm_copy(arrays),
+        limit=lambda arrays, n_jobs: warm_copy(arrays),
         limit_title="one warm copy of each",
     ),
     Row(
@@ -157,11 +151,11 @@ ROWS = (
         "processes",
         _frame,
         _frame_in,
-        200,
-        20,
+        200 * MB,
+        20 * MB,
         requires="pandas",
         target=2,
-        limit=lambda frames, n_jobs: _warm_copy([frames[0].to_numpy()]),
+        limit=lambda frames, n_jobs: warm_copy([frames[0].to_numpy()]),
         limit_title="one warm copy",
     ),
 )
