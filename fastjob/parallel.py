@@ -380,7 +380,7 @@ class Parallel(Reporting, Generic[Kind]):
         self._config = config
         self._running: dict[str, object] = {}
         self._stream: ref[ResultStream] | None = None
-        self._managed_backend = False
+        self._managed_backend = self._configured = False
         self._listening = False
         self._recording: Any = None
 
@@ -393,6 +393,7 @@ class Parallel(Reporting, Generic[Kind]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._managed_backend = False
+        self._configured = False
         stream = self._stream() if self._stream is not None else None
         if stream is not None:
             stream.close()
@@ -601,6 +602,7 @@ class Parallel(Reporting, Generic[Kind]):
                 UserWarning,
                 stacklevel=5,
             )
+        self._configured = True
         return n_jobs
 
     def _end(self, caller: object, failed: bool) -> None:
@@ -615,7 +617,8 @@ class Parallel(Reporting, Generic[Kind]):
             try:
                 if recording is not None:
                     recording.end()
-                if not self._managed_backend:
+                if self._configured and not self._managed_backend:
+                    self._configured = False
                     self._backend.terminate()
             finally:
                 self._running.pop("call", None)
@@ -630,6 +633,15 @@ class Parallel(Reporting, Generic[Kind]):
         # After the message: it is about the tasks that were known when these ended.
         if self._input_done:
             self._original_iterator = None
+
+    @property
+    def _id(self) -> str:
+        """Name that joblib's process backend gives to what it makes for this object."""
+        if "_own_id" not in self.__dict__:
+            from uuid import uuid4
+
+            self._own_id = uuid4().hex
+        return self._own_id
 
     def _effective_n_jobs(self) -> int:
         return self._backend.effective_n_jobs(self.n_jobs)  # type: ignore[no-any-return]

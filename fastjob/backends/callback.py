@@ -124,6 +124,7 @@ class CallbackEngine:
         self.n_waiting = 0  # tasks finished and not handed over (streams)
         self.exhausted = False
         self.open = True
+        self.complete = False
         self.context: Any = None
         if call.timeout > 0 and not getattr(backend, "supports_timeout", True):
             self.timeout = 0.0
@@ -158,12 +159,11 @@ class CallbackEngine:
             return
         self.open = False
         backend = self.backend
-        unfinished = bool(self.in_flight)
         for batch in self.in_flight.values():
             batch.live = False
         self.in_flight.clear()
         try:
-            if unfinished:
+            if not self.complete:
                 parallel = getattr(backend, "parallel", None)
                 managed = getattr(parallel, "_managed_backend", False)
                 backend.abort_everything(ensure_ready=managed)
@@ -242,6 +242,7 @@ class CallbackEngine:
                 # A consumer that has caught up has made room again.
                 self._fill(tasks)
                 if not self.in_flight:
+                    self.complete = True
                     return
             batch = self._wait()
             if batch is None:
