@@ -82,13 +82,18 @@ def _descriptors() -> set[tuple[int, str]]:
             found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
-    return found - _tracker_descriptor()
+    return found - _standard_descriptors()
 
 
-def _tracker_descriptor() -> set[tuple[int, str]]:
+def _standard_descriptors() -> set[tuple[int, str]]:
+    """The pipes by which ``multiprocessing`` reaches its two standing processes."""
     tracker = sys.modules.get("multiprocessing.resource_tracker")
-    fd = None if tracker is None else tracker._resource_tracker._fd
-    return set() if fd is None else {(fd, os.readlink(f"/proc/self/fd/{fd}"))}
+    server = sys.modules.get("multiprocessing.forkserver")
+    fds = [
+        None if tracker is None else tracker._resource_tracker._fd,
+        None if server is None else server._forkserver._forkserver_alive_fd,
+    ]
+    return {(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in fds if fd is not None}
 
 
 def _shared_memory() -> set[str]:
