@@ -1,0 +1,266 @@
+"""The backend on ``multiprocessing.pool``."""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+import pytest
+
+from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed
+from fastjob.backends.multiprocessing import MultiprocessingBackend
+from fastjob.errors import ResultPicklingError, TaskPicklingError
+
+pytestmark = pytest.mark.filterwarnings(
+    # Python 3.12 and later: the default start method forks beside our threads.
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+METHODS = multiprocessing.get_all_start_methods()
+
+state = []
+
+
+def make(*values):
+    state.extend(values)
+
+
+def look():
+    return list(state)
+
+
+def pid_of(_):
+    return os.getpid()
+
+
+def die(how):
+    if how == "exit":
+        os._exit(7)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return how
+
+
+def fail_at(bad, value):
+    if value == bad:
+        raise LookupError("no such value", value)
+    return value
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", ["context as backend", "context", "name"])
+def test_any_start_method_can_be_chosen(method, given):
+    context = multiprocessing.get_context(method)
+    if given == "context as backend":
+        parallel = Parallel(n_jobs=2, backend=context)
+    else:
+        option = method if given == "name" else context
+        parallel = Parallel(n_jobs=2, backend="multiprocessing", context=option)
+    assert isinstance(parallel._backend, MultiprocessingBackend)
+    assert parallel(delayed(abs)(-i) for i in range(10)) == list(range(10))
+
+
+def test_the_module_itself_is_a_context():
+    parallel = Parallel(n_jobs=2, backend=multiprocessing)
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def test_an_unknown_start_method_is_refused():
+    with pytest.raises(ValueError, match="cannot find context for 'sheep'"):
+        Parallel(n_jobs=2, backend="multiprocessing", context="sheep")([])
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match=r"no option 'sheep'; .*maxtasksperchild"):
+        Parallel(n_jobs=2, backend="multiprocessing", sheep=1)
+
+
+def test_tasks_run_in_other_processes():
+    pids = Parallel(n_jobs=2, backend="multiprocessing")(
+        delayed(pid_of)(i) for i in range(10)
+    )
+    assert os.getpid() not in pids
+
+
+def test_each_worker_is_initialised():
+    seen = Parallel(
+        n_jobs=2, backend="multiprocessing", initializer=make, initargs=(1, "two")
+    )(delayed(look)() for _ in range(5))
+    assert seen == [[1, "two"]] * 5
+
+
+def test_workers_are_replaced_after_some_batches():
+    parallel = Parallel(
+        n_jobs=2, backend="multiprocessing", maxtasksperchild=1, batch_size=1
+    )
+    assert len(set(parallel(delayed(pid_of)(i) for i in range(6)))) == 6
+
+
+def test_closures_and_lambdas_are_carried():
+    factor = 3
+    parallel = Parallel(n_jobs=2, backend="multiprocessing")
+    assert parallel(delayed(lambda x: x * factor)(i) for i in range(3)) == [0, 3, 6]
+    [made] = parallel([delayed(lambda: lambda: factor)()])
+    assert made() == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+def test_a_buffer_that_is_filled_again_does_not_change_a_task(batch_size):
+    buffer = [0]
+
+    def tasks():
+        for i in range(9):
+            buffer[0] = i
+            yield delayed(list)(buffer)
+
+    parallel = Parallel(n_jobs=2, backend="multiprocessing", batch_size=batch_size)
+    assert parallel(tasks()) == [[i] for i in range(9)]
+
+
+def test_a_task_is_run_again_as_it_was_first(tmp_path):
+    buffer = [1, tmp_path / "tried"]
+
+    def tasks():
+        yield delayed(fails_first)(buffer)
+        buffer[0] = 2
+        yield delayed(fails_first)(buffer)
+
+    parallel = Parallel(n_jobs=2, backend="multiprocessing", retries=1, batch_size=1)
+    assert parallel(tasks()) == [1, 2]
+
+
+def fails_first(buffer):
+    value, path = buffer
+    try:
+        path.with_suffix(f".{value}").touch(exist_ok=False)
+    except FileExistsError:
+        return value
+    raise ConnectionError
+
+
+# What cannot be sent
+
+
+def test_an_argument_that_cannot_be_pickled_is_named():
+    parallel = Parallel(n_jobs=2, backend="multiprocessing")
+    with pytest.raises(TaskPicklingError, match="task 1") as caught:
+        parallel(delayed(print)(x) for x in (1, threading.Lock()))
+    assert caught.value.part == 0
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def test_a_result_that_cannot_be_pickled_is_named():
+    parallel = Parallel(n_jobs=2, backend="multiprocessing")
+    with pytest.raises(ResultPicklingError, match="task 0") as caught:
+        parallel([delayed(threading.Lock)()])
+    assert caught.value.type_name == "lock"
+
+
+def test_what_cannot_be_sent_costs_only_its_own_task_when_errors_are_returned():
+    parallel = Parallel(
+        n_jobs=2, backend="multiprocessing", on_error="return", batch_size=4
+    )
+    results = parallel(
+        [delayed(abs)(-1), delayed(abs)(threading.Lock()), delayed(threading.Lock)()]
+    )
+    assert results[0] == 1
+    assert isinstance(results[1].exception, TaskPicklingError)
+    assert isinstance(results[2].exception, ResultPicklingError)
+
+
+def never_comes_back():
+    raise ValueError("not an int")
+
+
+class Unloadable:
+    def __reduce__(self):
+        return never_comes_back, ()
+
+
+def test_an_argument_that_cannot_be_unpickled_fails_its_task():
+    parallel = Parallel(n_jobs=2, backend="multiprocessing")
+    with pytest.raises(ValueError, match="not an int"):
+        parallel([delayed(print)(Unloadable())])
+    with pytest.raises(ValueError, match="not an int"):
+        parallel([delayed(Unloadable)()])
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+# Workers that die
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 7), ("kill", -9)])
+def test_a_worker_that_dies_ends_the_call(how, code):
+    parallel = Parallel(n_jobs=2, backend="multiprocessing", batch_size=1)
+    with pytest.raises(TerminatedWorkerError) as caught:
+        parallel(delayed(die)(x) for x in ("no", how, "no"))
+    assert caught.value.exitcode == code
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def test_a_death_can_be_returned():
+    results = Parallel(
+        n_jobs=2, backend="multiprocessing", batch_size=1, on_error="return"
+    )(delayed(die)(x) for x in ("exit",))
+    assert isinstance(results[0], TaskError)
+    assert isinstance(results[0].exception, TerminatedWorkerError)
+
+
+def test_sys_exit_in_a_task_is_an_error_of_that_task():
+    with pytest.raises(SystemExit):
+        Parallel(n_jobs=2, backend="multiprocessing")([delayed(exit)(3)])
+
+
+def test_a_task_that_runs_for_too_long_ends_the_call():
+    parallel = Parallel(n_jobs=2, backend="multiprocessing", timeout=0.2)
+    with pytest.raises(TimeoutError, match="task 0"):
+        parallel([delayed(signal.pause)()])
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+# Where there can be no pool
+
+
+def in_daemon(queue):
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = Parallel(n_jobs=2, backend="multiprocessing")(
+            delayed(pid_of)(i) for i in range(2)
+        )
+    queue.put((set(result) == {os.getpid()}, [str(w.message) for w in caught]))
+
+
+def test_inside_a_daemon_it_is_a_plain_loop_with_a_warning():
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=in_daemon, args=(queue,), daemon=True)
+    process.start()
+    try:
+        alone, [message] = queue.get()
+        assert alone
+        assert message == (
+            "Multiprocessing-backed parallel loops cannot be nested, setting n_jobs=1"
+        )
+    finally:
+        process.join()
+        process.close()
+        queue.close()
+
+
+def test_below_threads_it_is_a_plain_loop_with_a_warning():
+    def inner():
+        with pytest.warns(UserWarning, match="cannot be nested below threads"):
+            return Parallel(n_jobs=2, backend="multiprocessing")(
+                delayed(os.getpid)() for _ in range(2)
+            )
+
+    results = Parallel(n_jobs=2, backend="threading")([delayed(inner)()])
+    assert results == [[os.getpid()] * 2]
+
+
+def test_one_worker_needs_no_pool_and_warns_of_nothing():
+    assert MultiprocessingBackend().effective_n_jobs(1) == 1
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        MultiprocessingBackend().effective_n_jobs(0)
