@@ -95,6 +95,13 @@ class Commands:
         self.link.discard(tokens)
         return None, []
 
+    def discard_these(self, tokens, others):
+        self.link.discard(others)
+        return None, []
+
+    def give_kept(self, tokens, fill):
+        return None, [self.blocks[fill]]
+
     def ignore(self, tokens):
         return None, []
 
@@ -187,6 +194,7 @@ def serve(channel):
         except Exception as error:
             answer, blocks = error, []
         lent = link.lend(blocks)
+        del blocks
         send(channel, (answer, lent), link.take_fds())
 
 

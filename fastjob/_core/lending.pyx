@@ -491,7 +491,8 @@ cdef class Link:
         if region.holders != NULL:
             holders = region.holders + (token.offset >> GRANULE_BITS)
             holders.granules = <unsigned int>(
-                (token.nbytes + GRANULE - 1) >> GRANULE_BITS)
+                (max(token.nbytes, <unsigned long long>1) + GRANULE - 1)
+                >> GRANULE_BITS)
             shm_add(&holders.views, 1)
             view.counted = True
         view.table = self.borrowed

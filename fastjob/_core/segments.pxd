@@ -55,7 +55,6 @@ cdef class Store:
     cdef list places
     cdef int place
     cdef int epoch
-    cdef bint sticky
     cdef void *returned        # atomic; Extents whose Block is gone
     cdef Extent *extents
     cdef Extent *warm[CLASSES]

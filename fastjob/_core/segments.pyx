@@ -17,6 +17,10 @@ What it guarantees
   58 ms with fallocate, MADV_POPULATE_WRITE and memcpy).  A warm block is filled by
   memcpy through the mapping (6.5 ms), after its pages have been mapped by
   MADV_POPULATE_READ the first time (8 ms; write faults one by one would be 38 ms).
+- Where there is no room the store goes on to the next place, for good: from the folder
+  that the user named (with a warning), or anonymous memory, to /dev/shm, to the
+  system's temporary folder.  Memory has room for a large buffer if the machine has it
+  available: the kernel would promise it all the same, and end a process later.
 - A region's size doubles the total so far, so the number of mappings and descriptors
   is logarithmic: 100 GB are 12 regions.  Regions are sparse: size costs nothing.
 - A free block stays warm until the free ones exceed ``warm_limit``, or it has been
@@ -56,6 +60,7 @@ from libc.string cimport memcpy
 
 from fastjob._core.shm cimport (
     EINTR,
+    ENOMEM,
     ENOSPC,
     MADV_POPULATE_READ,
     MADV_REMOVE,
@@ -88,6 +93,10 @@ import os
 cdef enum:
     FIRST_REGION = 64 << 20  # bytes
     ZEROS = 1 << 18          # bytes; a reservation without data is written in these
+    LARGE = 64 << 20         # bytes; not reserved in memory without asking for its size
+
+# The places that are memory: anonymous, and the folder of shared memory.
+cdef tuple MEMORY = (None, "/dev/shm")
 
 cdef pthread_mutex_t mutex
 cdef int epoch = 0
@@ -183,7 +192,7 @@ cdef class Region:
     cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil:
         """Give memory back that nobody reads any more.
 
-        Where the file system cannot, it stays until the mapping goes.
+        A file system that cannot keeps it until it is overwritten or the file goes.
         """
         madvise(self.address + offset, nbytes, MADV_REMOVE)
 
@@ -369,8 +378,13 @@ cdef class Store:
             region = <Region>extent.region
             address = region.address + extent.offset
             fd = region.fd
-            with nogil:
-                error = fill(extent, fd, address, <const char *>source, nbytes)
+            error = 0
+            if nbytes >= extent.warm + LARGE and self.places[extent.place] in MEMORY:
+                if available_memory() < <long long>(nbytes - extent.warm):
+                    error = ENOMEM
+            if error == 0:
+                with nogil:
+                    error = fill(extent, fd, address, <const char *>source, nbytes)
             if error == 0:
                 break
             if extent.warm:
@@ -435,20 +449,26 @@ cdef class Store:
         """Make another region, as large as all those before it."""
         cdef size_t total = 0, size
         cdef Region region
-        cdef int place = self.place
+        cdef int place = self.place, fd
         for region in self.regions:
             total += region.size
         size = max(<size_t>FIRST_REGION, max(total, capacity))
         while True:
             try:
-                region = Region.__new__(Region)
-                region.map(open_file(self.places[place], size), size)
-                break
+                fd = open_file(self.places[place], size)
             except OSError as error:
-                if size > capacity:
-                    size = capacity  # a limit on address space or file size
-                else:
+                if size == capacity:
                     return self.pass_over(place, error.errno or ENOSPC, capacity)
+                size = capacity  # there may be a limit on the size of a file
+                continue
+            region = Region.__new__(Region)
+            try:
+                region.map(fd, size)
+                break
+            except OSError:
+                if size == capacity:
+                    raise  # address space is the same everywhere
+                size = capacity
         self.regions.append(region)
         lock()
         if place == self.place:
@@ -477,7 +497,7 @@ cdef class Store:
             # These have no memory; their address space is given up.
             self.cold[i] = NULL
         unlock()
-        if failed is not None:
+        if place == 0 and failed is not None:  # the one that the user named
             import warnings
             warnings.warn(
                 f"{no_room(failed, nbytes, error)}; using {self.places[place + 1]!r}",
@@ -486,8 +506,14 @@ cdef class Store:
 
     cdef void drain(self) noexcept nogil:
         """Take the extents of dropped blocks back; under the mutex."""
-        cdef Extent *extent = <Extent *>shm_exchange(&self.returned, NULL)
+        cdef Extent *stack = <Extent *>shm_exchange(&self.returned, NULL)
+        cdef Extent *extent = NULL
         cdef Extent *following
+        while stack != NULL:  # the first one returned comes first
+            following = stack.next
+            stack.next = extent
+            extent = stack
+            stack = following
         while extent != NULL:
             following = extent.next
             self.live_blocks -= 1
@@ -578,7 +604,7 @@ cdef class Store:
     cdef Extent *pop_excess(self, double now) noexcept nogil:
         """Take the oldest free extent if it is to lose its memory; under the mutex."""
         cdef Extent *extent = self.oldest
-        if extent == NULL or self.sticky:
+        if extent == NULL:
             return NULL
         if (self.warm_bytes <= self.warm_limit
                 and now - extent.freed_at < self.idle_seconds):
@@ -596,7 +622,6 @@ cdef class Store:
         """
         cdef Extent *extent
         cdef Region region
-        cdef int failed
         if self.epoch != epoch:
             return False
         if reclaim != NULL:
@@ -610,16 +635,12 @@ cdef class Store:
                 break
             region = <Region>extent.region
             with nogil:
-                failed = madvise(region.address + extent.offset, extent.warm,
-                                 MADV_REMOVE)
+                region.remove(extent.offset, extent.warm)
+            extent.warm = extent.mapped = 0
             lock()
-            if failed:
-                self.sticky = True  # the file system cannot; what is warm stays
-            else:
-                extent.warm = extent.mapped = 0
             self.push_free(extent)
             unlock()
-        return self.live_blocks > 0 or (self.warm_bytes > 0 and not self.sticky)
+        return self.live_blocks > 0 or self.warm_bytes > 0
 
     cpdef object close(self):
         """Let all memory go that no block holds; the store is of no further use."""
@@ -652,6 +673,22 @@ cdef int open_file(str place, size_t size) except -1:
         os.close(fd)
         raise
     return fd
+
+
+def available_memory():
+    """Bytes that can be used without making the kernel end processes.
+
+    Memory is promised by the kernel without limit, and the promise is broken by
+    killing; so a large reservation asks first.
+    """
+    try:
+        with open("/proc/meminfo") as info:
+            for line in info:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass  # no such file on this system: there is nothing to go by
+    return 1 << 62
 
 
 cdef str no_room(str place, size_t nbytes, int error):
