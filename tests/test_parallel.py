@@ -1,5 +1,6 @@
 """`Parallel` itself, on every backend."""
 
+import json
 import operator
 import pickle
 import threading
@@ -490,6 +491,25 @@ def test_progress_is_shown_for_any_backend(backend):
         [delayed(abs)(i) for i in range(5)]
     )
     assert (seen[-1].done, seen[-1].total) == (5, 5)
+
+
+def test_a_timeline_is_written_when_the_call_ends(backend, tmp_path):
+    path = tmp_path / "run.json"
+    Parallel(n_jobs=2, backend=backend, timeline=path)([delayed(abs)(1)])
+    assert json.loads(path.read_text())
+    path.unlink()
+    with pytest.raises(LookupError), parallel_config(timeline=path):
+        Parallel(n_jobs=2, backend=backend)([delayed(fail_at)(1, 1)])
+    assert json.loads(path.read_text())
+
+
+def test_a_block_records_calls_and_the_environment_does(monkeypatch, tmp_path):
+    with fastjob.timeline(tmp_path / "block.json"):
+        Parallel(n_jobs=2, backend="threading")([delayed(abs)(1)])
+    assert json.loads((tmp_path / "block.json").read_text())
+    monkeypatch.setenv("FASTJOB_TIMELINE", str(tmp_path / "sheep"))
+    with pytest.raises(ValueError, match=r"\.html or a \.json"):
+        Parallel(n_jobs=2, backend="threading")([delayed(abs)(1)])
 
 
 def test_the_backend_of_the_object_can_be_read(backend):
