@@ -18,6 +18,7 @@ import tempfile
 import threading
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -27,6 +28,7 @@ MARK = f"{os.getpid()}-{uuid.uuid4().hex}"
 # The standard library keeps these until the interpreter exits.
 STANDARD_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 STANDARD_TEMP_PREFIX = "pymp-"
+SHM = "/dev/shm"
 SHM_PREFIXES = ("fastjob", "psm_", "sem.mp-", "sem.fastjob")
 
 
@@ -97,9 +99,23 @@ def _standard_descriptors() -> set[tuple[int, str]]:
 
 
 def _shared_memory() -> set[str]:
-    folder = "/dev/shm"
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return {f"{folder}/{name}" for name in names if name.startswith(SHM_PREFIXES)}
+    names = os.listdir(SHM) if os.path.isdir(SHM) else []
+    return {f"{SHM}/{name}" for name in names if name.startswith(SHM_PREFIXES)}
+
+
+def _held_by_others(names: set[str]) -> set[str]:
+    """Those of some files that a process of another test run has mapped."""
+    if not names:
+        return set()
+    ours = {os.getpid(), *(process.pid for process in _processes())}
+    held = set()
+    for pid in set(psutil.pids()) - ours:
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        except OSError:
+            continue  # not ours to read, or gone since it was listed
+        held |= {name for name in names if name in maps}
+    return held
 
 
 def _temporary() -> set[str]:
@@ -164,5 +180,7 @@ def left_behind(
     if not pool_may_stay:
         new = sorted(now.descriptors - before.descriptors)
         found += [f"file descriptor {fd}: {target}" for fd, target in new]
-    found += [f"file {name}" for name in sorted(now.files - before.files)]
+    files = now.files - before.files
+    files -= _held_by_others({name for name in files if name.startswith(SHM)})
+    found += [f"file {name}" for name in sorted(files)]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import pkgutil
+import tempfile
 from importlib import import_module
 
 import pytest
@@ -19,9 +20,11 @@ NEEDS = {"fastjob.backends.dask": "distributed", "fastjob.backends.ray": "ray"}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstrings(name):
+def test_docstrings(name, tmp_path, monkeypatch):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
+    # An example may write a file, and need not clutter itself with removing it.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     failed, _ = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS)
     assert failed == 0
 

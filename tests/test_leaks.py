@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import leaks
@@ -96,3 +97,43 @@ def test_a_pool_may_stay_only_when_allowed(new):
         assert any(f"process {child.pid}" in line for line in new())
         assert leaks.left_behind(before, pool_may_stay=True) == []
         child.communicate(b"\n")
+
+
+HOLDS_SHARED_MEMORY = """
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=1)
+print(memory.name, flush=True)
+input()
+memory.unlink()
+"""
+
+
+@linux
+def test_shared_memory_is_found(new):
+    memory = SharedMemory(create=True, size=1)
+    assert f"file /dev/shm/{memory.name}" in new()
+    memory.close()
+    assert new() == [f"file /dev/shm/{memory.name}"]
+    memory.unlink()
+    assert new() == []
+
+
+@linux
+def test_shared_memory_of_another_test_run_is_none_of_ours(new):
+    start = "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]])"
+    stranger = {k: v for k, v in os.environ.items() if k != leaks.MARKER}
+    with subprocess.Popen(
+        [sys.executable, "-c", start, "-c", HOLDS_SHARED_MEMORY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=stranger,
+    ) as parent:
+        name = parent.stdout.readline().strip()
+        parent.wait()
+        assert os.path.exists(f"/dev/shm/{name}")
+        assert [line for line in new() if "/dev/shm" in line] == []
+        parent.stdin.write("\n")
+        parent.stdin.close()
+        assert parent.stdout.read() == ""  # the stranger has ended
+    assert not os.path.exists(f"/dev/shm/{name}")

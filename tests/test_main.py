@@ -43,9 +43,9 @@ def test_each_command_has_help(command, capsys):
     assert f"usage: python -m fastjob {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [["demo"], ["info"], ["report", "run.json"]])
 def test_each_command_refuses_an_unknown_option(command, run_python):
-    done = run_python("-m", "fastjob", command, "--no-such-option")
+    done = run_python("-m", "fastjob", *command, "--no-such-option")
     assert done.returncode == 2
     assert "--no-such-option" in done.stderr
     assert "Traceback" not in done.stderr

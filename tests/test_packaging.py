@@ -108,3 +108,11 @@ def test_wheel_has_no_sources_of_extensions_and_no_tests(in_wheel):
 def test_wheel_is_tagged_for_this_interpreter(distributions):
     major, minor = sys.version_info[:2]
     assert f"-cp{major}{minor}-cp{major}{minor}-" in distributions[1].name
+
+
+def test_the_api_page_lists_every_public_name():
+    import fastjob
+
+    page = (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {line.strip() for line in page.splitlines()}
+    assert set(fastjob.__all__) - {"__version__"} - listed == set()
