@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from fastjob._core.threadpools import threadpool_info, threadpool_limits
     from fastjob.backends.base import ParallelBackendBase
     from fastjob.backends.registry import available, register_parallel_backend
-    from fastjob.config import parallel_backend, parallel_config
+    from fastjob.config import effective_n_jobs, parallel_backend, parallel_config
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
-    from fastjob.parallel import Parallel, effective_n_jobs
+    from fastjob.parallel import Parallel
     from fastjob.recording import timeline
     from fastjob.warm import shutdown
     from fastjob.wrap import wrap_non_picklable_objects
@@ -31,7 +31,7 @@ _HOMES = {
     "available": "fastjob.backends.registry",
     "cpu_count": "fastjob._core.cpu",
     "delayed": "fastjob._core.delayed",
-    "effective_n_jobs": "fastjob.parallel",
+    "effective_n_jobs": "fastjob.config",
     "parallel_backend": "fastjob.config",
     "parallel_config": "fastjob.config",
     "register_parallel_backend": "fastjob.backends.registry",

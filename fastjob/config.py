@@ -204,6 +204,36 @@ def get_active_backend(
     return choose(config, prefer, require, resolve("verbose", verbose, config))
 
 
+def effective_n_jobs(n_jobs: int | None = -1) -> int:
+    """Return how many tasks a call would run at the same time.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As for `Parallel`; None takes the active configuration's.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `n_jobs` is 0.
+
+    Examples
+    --------
+    >>> effective_n_jobs(3)
+    3
+    """
+    if n_jobs == 1:
+        return 1
+    backend, configured = get_active_backend()
+    workers = backend.effective_n_jobs(configured if n_jobs is None else n_jobs)
+    return workers  # type: ignore[no-any-return]
+
+
 def nested(backend: Any, config: Config) -> Config:
     """Return the configuration of calls made inside the tasks of a call.
 

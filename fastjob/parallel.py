@@ -27,12 +27,13 @@ from fastjob.backends.base import (
 from fastjob.backends.registry import BACKENDS, register_parallel_backend
 from fastjob.config import (
     DEFAULTS,
+    effective_n_jobs,
     get_active_backend,
     parallel_backend,
     parallel_config,
 )
 from fastjob.options import bytes_of, check, choose_backend
-from fastjob.reporting import Reporting
+from fastjob.reporting import BatchCompletionCallBack, Reporting
 from fastjob.results import ResultStream
 
 TYPE_CHECKING = False
@@ -112,64 +113,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def effective_n_jobs(n_jobs: int | None = -1) -> int:
-    """Return how many tasks a call would run at the same time.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        As for `Parallel`; None takes the active configuration's.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    ValueError
-        If `n_jobs` is 0.
-
-    Examples
-    --------
-    >>> effective_n_jobs(3)
-    3
-    """
-    if n_jobs == 1:
-        return 1
-    backend, configured = get_active_backend()
-    workers = backend.effective_n_jobs(configured if n_jobs is None else n_jobs)
-    return workers  # type: ignore[no-any-return]
-
-
-class BatchCompletionCallBack:
-    """Called each time some tasks of a call have completed.
-
-    Replacing this class in ``fastjob.parallel`` by a subclass is a known way to follow
-    the progress of calls made in other people's code; one is then made, and called,
-    for each completion. Where nobody does so it costs nothing.
-
-    Parameters
-    ----------
-    dispatch_timestamp : float
-        When the call began, in seconds since the epoch.
-    batch_size : int
-        Number of tasks that have completed since last time.
-    parallel : Parallel
-        The object whose call it is.
-    """
-
-    def __init__(
-        self, dispatch_timestamp: float, batch_size: int, parallel: Parallel[Any]
-    ) -> None:
-        self.dispatch_timestamp = dispatch_timestamp
-        self.batch_size = batch_size
-        self.parallel = parallel
-
-    def __call__(self, out: object = None) -> None:
-        """Be told of the completion."""
-
-
+# Extension code replaces the name above, in this module, to follow other people's
+# calls (the usual recipe for a tqdm bar does); this one tells whether it has.
 _OriginalCallBack = BatchCompletionCallBack
 
 
@@ -435,7 +380,24 @@ class Parallel(Reporting, Generic[Kind]):
         """
         return self._run(iterable, _length_of(iterable))
 
-    def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any]) -> Any:
+    @overload
+    def map(
+        self: Parallel[Listed], function: Callable[..., T], /, *iterables: Iterable[Any]
+    ) -> list[T]: ...
+    @overload
+    def map(  # noqa: F811
+        self: Parallel[Streamed],
+        function: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+    ) -> Iterator[T]: ...
+    @overload
+    def map(  # noqa: F811
+        self: Parallel[str], function: Callable[..., T], /, *iterables: Iterable[Any]
+    ) -> Any: ...
+    def map(  # noqa: F811
+        self, function: Callable[..., Any], /, *iterables: Iterable[Any]
+    ) -> Any:
         """Call a function with the items of iterables, as the built-in ``map`` does.
 
         Parameters
@@ -460,7 +422,28 @@ class Parallel(Reporting, Generic[Kind]):
         n_tasks = min(lengths) if len(lengths) == len(iterables) else None
         return self._run(_tasks_of(function, zip(*iterables)), n_tasks)  # noqa: B905
 
+    @overload
     def starmap(
+        self: Parallel[Listed],
+        function: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        /,
+    ) -> list[T]: ...
+    @overload
+    def starmap(  # noqa: F811
+        self: Parallel[Streamed],
+        function: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        /,
+    ) -> Iterator[T]: ...
+    @overload
+    def starmap(  # noqa: F811
+        self: Parallel[str],
+        function: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        /,
+    ) -> Any: ...
+    def starmap(  # noqa: F811
         self, function: Callable[..., Any], iterable: Iterable[Iterable[Any]], /
     ) -> Any:
         """Call a function with each item of an iterable as its arguments.

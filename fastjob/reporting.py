@@ -13,6 +13,34 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+class BatchCompletionCallBack:
+    """Called each time some tasks of a call have completed.
+
+    Replacing this class in ``fastjob.parallel`` by a subclass is a known way to follow
+    the progress of calls made in other people's code; one is then made, and called,
+    for each completion. Where nobody does so it costs nothing.
+
+    Parameters
+    ----------
+    dispatch_timestamp : float
+        When the call began, in seconds since the epoch.
+    batch_size : int
+        Number of tasks that have completed since last time.
+    parallel : Parallel
+        The object whose call it is.
+    """
+
+    def __init__(
+        self, dispatch_timestamp: float, batch_size: int, parallel: Any
+    ) -> None:
+        self.dispatch_timestamp = dispatch_timestamp
+        self.batch_size = batch_size
+        self.parallel = parallel
+
+    def __call__(self, out: object = None) -> None:
+        """Be told of the completion."""
+
+
 class Reporting:
     """The part of `Parallel` that others read, print and override.
 
