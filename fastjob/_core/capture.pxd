@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t
 
+from fastjob._core.arrays cimport Sharer
 from fastjob._core.snapshot cimport Snapshot
 
 
@@ -7,7 +8,8 @@ cdef class Constant:
     # A callable or a shared object of one call. One owner: the thread of the call.
     cdef readonly uint32_t number
     cdef readonly object value      # held, so that its address stays its identity
-    cdef readonly object data       # its pickle
+    cdef object data                # its pickle, or the block that holds it
+    cdef Py_ssize_t nbytes          # of the pickle
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
@@ -20,21 +22,24 @@ cdef class Capture:
     cdef dict shared            # id -> Constant
     cdef list candidates        # shared constants used once so far, oldest first
     cdef long long candidate_bytes
-    cdef public long long epoch         # raised whenever the caller's code may have run
+    cdef readonly long long epoch       # raised whenever the caller's code may have run
     cdef list expired           # shared constants given up, for the workers to forget
     cdef readonly uint32_t n_constants
     cdef readonly long long n_pickles   # pickles made, for the counts
     cdef readonly long long bytes_pickled
-    cdef object store           # where big buffers go; None keeps them in band
-    cdef object reducers
+    cdef readonly Sharer sharer     # takes large buffers out of the pickles
+    cdef dict reducers          # dispatch table with the sharer's, once numpy is there
+    cdef int n_libraries        # of those that the table depends on
     cdef list refs              # constants that the task being captured refers to
     cdef list blocks            # and its out-of-band buffers
 
+    cdef dict table(self)
     cdef Constant function(self, object f)
     cdef object arguments(self, long long index, object f, object with_function,
                           tuple args, object kwargs)
     cdef Constant _new(self, object value, object data, list blocks, list needs)
     cdef object _share(self, object value)
+    cdef int next_epoch(self) except -1
     cdef bint _unchanged(self, Constant c) except -1
 
 

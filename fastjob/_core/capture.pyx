@@ -26,10 +26,14 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 
 from fastjob._core.constants import constant as fetch
-from fastjob._core.pickling cimport dump_cloud, dump_plain, mentions_main
+from fastjob._core.arrays cimport Sharer
+from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
 from fastjob._core.snapshot cimport Snapshot
 
-from types import FunctionType, MethodType, ModuleType
+import copyreg
+from pickle import Pickler
+from sys import modules
+from types import MethodType
 
 from fastjob._core.snapshot import Opaque
 from fastjob.errors import TaskPicklingError
@@ -111,20 +115,17 @@ cdef class Capture:
 
     Parameters
     ----------
-    store : object, optional
-        Called as ``store(pickle_buffer)`` for each out-of-band buffer; returns a
-        block, or None to keep the buffer in band.
-    reducers : dict, optional
-        Dispatch table for plain pickle.
+    sharer : Sharer
+        Takes the large buffers out of the pickles.
     """
 
-    def __init__(self, store=None, reducers=None):
+    def __init__(self, Sharer sharer not None):
         self.functions = {}
         self.shared = {}
         self.candidates = []
         self.expired = []
-        self.store = store
-        self.reducers = reducers
+        self.sharer = sharer
+        self.reducers = None
 
     cdef Constant _new(self, object value, object data, list blocks, list needs):
         cdef Constant c = Constant.__new__(Constant)
@@ -132,6 +133,7 @@ cdef class Capture:
         self.n_constants += 1
         c.value = value
         c.data = data
+        c.nbytes = PyBytes_GET_SIZE(data)
         c.blocks = blocks
         c.needs = needs
         c.checked = self.epoch
@@ -152,28 +154,46 @@ cdef class Capture:
 
     def pickled(self, value, refer):
         """Pickle `value`: its bytes, and its out-of-band blocks or None."""
-        cdef list blocks = []
-        cdef object keep = None
         cdef object data = None
-        if self.store is not None:
-            def keep(buffer):
-                block = self.store(buffer)
-                if block is None:
-                    return True
-                blocks.append(block)
-                return False
+        cdef dict reducers = self.table()
         try:
-            data = dump_plain(value, keep, self.reducers)
+            data = dump_plain(value, self.sharer, reducers)
+        except (KeyboardInterrupt, MemoryError, OSError):
+            self.sharer.blocks()
+            raise
         except Exception:
             # Whatever plain pickle stumbles over, cloudpickle may be able to carry;
             # if not, its error is the one that is reported.
             data = None
         if data is None or mentions_main(data):
-            blocks.clear()
-            data = dump_cloud(value, keep, self.reducers, refer)
+            self.sharer.blocks()
+            self.sharer.pickler_class = cloud_class()
+            try:
+                data = dump_cloud(value, self.sharer, reducers, refer)
+            except BaseException:
+                self.sharer.blocks()
+                raise
+            finally:
+                self.sharer.pickler_class = Pickler
         self.n_pickles += 1
         self.bytes_pickled += PyBytes_GET_SIZE(data)
-        return data, blocks or None
+        return data, self.sharer.blocks() or None
+
+    cdef dict table(self):
+        """The dispatch table; None as long as plain pickle's own will do."""
+        cdef int n = ("numpy" in modules) + ("pandas" in modules)
+        if n != self.n_libraries:
+            extra = self.sharer.dispatch_table()
+            if extra:
+                self.reducers = {**copyreg.dispatch_table, **extra}
+                self.n_libraries = n
+        return self.reducers
+
+    cdef int next_epoch(self) except -1:
+        """The caller's code may have run: nothing is known to be unchanged."""
+        self.epoch += 1
+        self.sharer.epoch = self.epoch
+        return 0
 
     def _refer(self, obj):
         """Reduce value for a class or function of ``__main__``: a constant."""
@@ -238,7 +258,7 @@ cdef class Capture:
             return None
         if c.uses == 1:
             self.candidates.remove(c)
-            self.candidate_bytes -= PyBytes_GET_SIZE(c.data)
+            self.candidate_bytes -= c.nbytes
         c.uses += 1
         self.refs.append(c)
         return Reference(c.number)
@@ -246,7 +266,7 @@ cdef class Capture:
     def _give_up(self, Constant c):
         """Stop offering a constant that one task has used."""
         self.candidates.remove(c)
-        self.candidate_bytes -= PyBytes_GET_SIZE(c.data)
+        self.candidate_bytes -= c.nbytes
         self.expired.append(c)
 
     cdef bint _unchanged(self, Constant c) except -1:
@@ -261,7 +281,8 @@ cdef class Capture:
             data, blocks = self.pickled(c.value, self._refer)
             self.refs = refs
             # A block stands for the same bytes as long as the store gives the same.
-            same = data == c.data and blocks == c.blocks
+            same = data == (c.data if type(c.data) is bytes else bytes(c.data)) and (
+                blocks == c.blocks)
         if same:
             c.checked = self.epoch
         return same

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t
 from fastjob._core.autobatch cimport AutoBatch
 from fastjob._core.call cimport Call, Counters
 from fastjob._core.capture cimport Capture, Constant
+from fastjob._core.lending cimport Link
 from fastjob._core.results cimport ResultStream
 from fastjob._core.status cimport Slot, StatusPage
 from fastjob._core.wake cimport Wake
@@ -40,6 +41,7 @@ cdef class Peer:
     cdef Slot *slot
     cdef readonly int number        # of the slot
     cdef readonly object profile    # which calls it can serve (initializer, ...)
+    cdef readonly Link link         # shared memory lent either way
     cdef list batches               # at most two: running, queued
     cdef uint32_t sent              # batches sent so far
     cdef set known                  # numbers of the constants it has
@@ -85,10 +87,12 @@ cdef class Dispatcher:
     cdef bint unclaimed(self, Peer peer) noexcept
     cdef int send(self, Peer peer, Batch batch) except -1
     cdef int flush(self, Peer peer) except -1
+    cdef list in_block(self, bytes data)
     cdef int define(self, Peer peer, Constant constant) except -1
     cdef bint steal(self, Peer thief) except -1
     cdef int service(self, int timeout) except -1
     cdef int receive(self, Peer peer) except -1
+    cdef object unpacked(self, Peer peer, bytes body)
     cdef int reply(self, Peer peer, bytes body) except -1
     cdef int deliver(self, Batch batch, Py_ssize_t at, list results,
                      long long n_bytes) except -1

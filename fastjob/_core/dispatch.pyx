@@ -40,6 +40,7 @@ from libc.stdlib cimport free, malloc
 from fastjob._core.autobatch cimport AutoBatch
 from fastjob._core.call cimport Call
 from fastjob._core.capture cimport Capture, Constant, plain
+from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, POLLOUT, now_ns, poll, pollfd
 from fastjob._core.pickling cimport load
 from fastjob._core.results cimport ResultStream
@@ -49,7 +50,7 @@ from fastjob._core.status cimport (
 )
 from fastjob._core.wake cimport Wake
 from fastjob._core.wire cimport (
-    BATCH, COLUMN, DEFINE, FAILED, FINAL, FORGET, MIXED, REPLY, RESET, RETIRED, STATE,
+    BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
     Channel, Header,
 )
 
@@ -81,6 +82,11 @@ cdef enum:
     GRACE_NS = 30_000_000
     # A batch whose workers died this often, without a task to blame, is blamed.
     MOST_DEATHS = 3
+    # A pickle from this size on goes through shared memory: the copies into and out of
+    # the socket's buffer cost more than those of a warm block from about here on.
+    LONG_BODY = 256 << 10
+    # What a batch may hold of newly copied buffers.
+    COPIED_BYTES = 16 << 20
     # Workers that may end in a row, beyond one each, before the call gives up.
     MOST_LOSSES = 8
 
@@ -181,6 +187,8 @@ cdef class Peer:
         self.slot = page.slot(number)
         self.number = number
         self.profile = profile
+        # Descriptors of what workers lend are not kept: there may be many workers.
+        self.link = Link(keep_fds=False)
         self.batches = []
         self.known = set()
 
@@ -208,11 +216,13 @@ cdef class Peer:
         """Close the socket: the worker ends as soon as it is idle."""
         self.lost = True
         self.channel.close()
+        self.link.close()
 
     def forget(self):
         """In a forked child: let go, and touch nothing that is shared."""
         self.batches = []
-        self.close()
+        self.lost = True
+        self.channel.close()
 
     def take_all_back(self):
         """Take back every task that the worker has not begun."""
@@ -278,6 +288,7 @@ cdef class Dispatcher:
             done = True
         finally:
             self.tasks = None
+            self.capture.sharer.clear()
             if not done:
                 self.abort()
             self.leave()
@@ -341,7 +352,11 @@ cdef class Dispatcher:
                     got = 0
                 if got == 0:
                     peer.lost = True
-                while peer.channel.next() is not None:
+                while True:
+                    body = peer.channel.next()
+                    if body is None:
+                        break
+                    self.unpacked(peer, body)
                     if peer.channel.header.flags & FINAL:
                         del peer.batches[0]
                     if peer.channel.header.flags & RETIRED:
@@ -436,13 +451,15 @@ cdef class Dispatcher:
         cdef PyObject *raw
         cdef object task
         cdef Py_ssize_t stride = 8 if self.tuner.produce_ns < 20000 else 1
+        cdef long long pickled = self.capture.bytes_pickled
+        cdef long long copied = self.capture.sharer.store.copied_bytes
         batch.items = []
         batch.first = self.taken
         batch.column = True
         self.serviced = began
         while i < n:
             if not self.passive:
-                self.capture.epoch += 1
+                self.capture.next_epoch()
             raw = PyIter_Next(self.tasks)
             if raw is NULL:
                 if PyErr_Occurred() is not NULL:
@@ -455,6 +472,9 @@ cdef class Dispatcher:
             task = None
             i += 1
             self.taken += 1
+            if (self.capture.bytes_pickled - pickled > LONG_BODY
+                    or self.capture.sharer.store.copied_bytes - copied > COPIED_BYTES):
+                break
             if i - last >= stride:
                 last = i
                 now = now_ns()
@@ -550,17 +570,42 @@ cdef class Dispatcher:
             raise TaskPicklingError(self.taken, function_name(f), None,
                                     type_name(f), str(error)) from error
 
+    cdef list in_block(self, bytes data):
+        """A block for a pickle that is too long for the socket; None if it is not."""
+        if PyBytes_GET_SIZE(data) < LONG_BODY:
+            return None
+        return [self.capture.sharer.store.put(data)]
+
     cdef int define(self, Peer peer, Constant constant) except -1:
+        """Send a constant, and those that it needs, unless the peer has them."""
         cdef Constant other
+        cdef int flags = 0
+        cdef bytes tokens
         if constant is None or constant.number in peer.known:
             return 0
         if constant.needs:
             for other in constant.needs:
                 self.define(peer, other)
         peer.known.add(constant.number)
-        peer.channel.put(DEFINE, 0, constant.number, 0, 0, 0,
-                         PyBytes_AS_STRING(constant.data),
-                         PyBytes_GET_SIZE(constant.data), None)
+        if type(constant.data) is bytes:
+            block = self.in_block(constant.data)
+            if block is not None:
+                constant.data = block[0]    # for the other workers too
+        blocks = constant.blocks
+        if type(constant.data) is not bytes:
+            flags |= BLOCK
+            blocks = [constant.data, *(blocks or ())]
+        if blocks is None:
+            peer.channel.put(DEFINE, 0, constant.number, 0, 0, 0,
+                             PyBytes_AS_STRING(constant.data),
+                             PyBytes_GET_SIZE(constant.data), None)
+            return 0
+        tokens = peer.link.lend(blocks)
+        body = tokens if flags else tokens + constant.data
+        peer.channel.put(DEFINE, flags | LOANS, constant.number,
+                         <uint32_t>PyBytes_GET_SIZE(tokens), 0, 0,
+                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
+                         peer.link.take_fds())
         return 0
 
     cdef int send(self, Peer peer, Batch batch) except -1:
@@ -590,7 +635,8 @@ cdef class Dispatcher:
             self.define(peer, batch.function)
         if batch.column:
             flags |= COLUMN
-        if batch.functions is not None or batch.indices is not None:
+        if (batch.functions is not None or batch.indices is not None
+                or batch.blocks is not None):
             flags |= MIXED
             if batch.functions is None:
                 functions = [batch.function.number] * n
@@ -601,17 +647,26 @@ cdef class Dispatcher:
             if batch.column:
                 items = [(x,) for x in items]
                 flags &= ~COLUMN
-            body = dumps((items, functions, batch.indices), 5)
+            tokens = None
+            if batch.blocks is not None:
+                tokens = [None if b is None else peer.link.lend(b)
+                          for b in batch.blocks]
+            body = dumps((items, functions, batch.indices, tokens), 5)
         else:
             number = batch.function.number
             body = dumps(batch.items, 5)
+        block = self.in_block(body)
+        if block is not None:
+            flags |= BLOCK
+            body = peer.link.lend(block)
         batch.number = peer.sent
         batch.done = 0
         peer.sent += 1
         fj_store(&peer.slot.claim[batch.number & 1], claim_word(0, n))
         peer.batches.append(batch)
         peer.channel.put(BATCH, flags, batch.number, n, number, batch.first,
-                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), None)
+                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
+                         peer.link.take_fds())
         for constant in self.capture.expired:
             # Behind the batch: it may be the last to need them.
             for other in self.peers:
@@ -785,6 +840,22 @@ cdef class Dispatcher:
             self.lose(peer)
         return 0
 
+    cdef object unpacked(self, Peer peer, bytes body):
+        """The pickle of a reply, or the pickle and its buffers.
+
+        To be called for every frame: it keeps the link in step with the worker's.
+        """
+        cdef Header head = peer.channel.header
+        cdef Py_ssize_t n_tokens = head.extra
+        if head.n_fds:
+            peer.link.give_fds(peer.channel.take_fds())
+        if not head.flags & LOANS:
+            return body
+        views = peer.link.open(body[:n_tokens], "r+")
+        if head.flags & BLOCK:
+            return views[0], views[1:]
+        return body[n_tokens:], views
+
     cdef int reply(self, Peer peer, bytes body) except -1:
         cdef Header head = peer.channel.header
         cdef Batch batch
@@ -797,13 +868,17 @@ cdef class Dispatcher:
         batch = peer.batches[0]
         if head.number != batch.number or batch.done + head.count > batch.size():
             raise WireError("a reply to another batch")
+        content = self.unpacked(peer, body)
         if head.flags & FAILED:
-            results, failures = load(body)
+            results, failures = load(content)
         elif head.count:
-            results = load(body)
+            results = load(content)
         else:
             results = []
-        body = None
+        if type(content) is tuple:
+            for view in (<tuple>content)[1]:
+                n_bytes += len(view)
+        body = content = None
         if head.count:
             self.tuner.ran(head.count, head.stamp, n_bytes)
         if head.flags & FINAL:
@@ -842,7 +917,7 @@ cdef class Dispatcher:
         self.losses = 0
         self.counters.completed_tasks += n
         if self.call.on_batch is not None:
-            self.capture.epoch += 1
+            self.capture.next_epoch()
             self.call.on_batch(n)
         return 0
 

@@ -51,12 +51,18 @@ cdef bint mentions_main(bytes data) noexcept:
     return fj_has_main(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
 
+cdef bint is_cloud(object data) except -1:
+    if type(data) is bytes:
+        return PyBytes_GET_SIZE(data) > 0 and PyBytes_AS_STRING(data)[0] == c"C"
+    return memoryview(data)[0] == c"C"
+
+
 cdef object load(object data):
     """Unpickle bytes, or a pair of bytes and out-of-band buffers."""
     cdef object buffers = None
     if type(data) is tuple:
         data, buffers = data
-    if PyBytes_GET_SIZE(data) and PyBytes_AS_STRING(data)[0] == c"C":
+    if is_cloud(data):
         stream = io.BytesIO(data)
         stream.read(1)
         unpickler = Unpickler(stream, buffers=buffers)
@@ -96,7 +102,7 @@ def loads(data):
     return load(data)
 
 
-cdef object _cloud_pickler():
+cdef object cloud_class():
     global CloudPickler
     if CloudPickler is not None:
         return CloudPickler
@@ -106,6 +112,11 @@ cdef object _cloud_pickler():
         """cloudpickle, noting or replacing what belongs to ``__main__``."""
 
         refer = None
+        own_reducers = {}
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.names = {}
 
         def reducer_override(self, obj):
             if isinstance(obj, (type, FunctionType)) and (
@@ -131,10 +142,10 @@ cdef bytes dump_cloud(object value, object keep, object reducers, object refer):
     """
     stream = io.BytesIO()
     stream.write(b"C")
-    pickler = _cloud_pickler()(stream, 5, buffer_callback=keep)
-    pickler.names = {}
+    pickler = cloud_class()(stream, 5, buffer_callback=keep)
     pickler.refer = refer
-    pickler.own_reducers = reducers if reducers is not None else {}
+    if reducers is not None:
+        pickler.own_reducers = reducers
     pickler.dump(value)
     pickler.dump(pickler.names)
     return stream.getvalue()

@@ -22,7 +22,9 @@ cdef enum Flag:
     MIXED = 2       # BATCH: body is (items, functions, indices, tokens)
     FINAL = 4       # REPLY: nothing more comes for this batch
     FAILED = 8      # REPLY: body is (results, failures)
-    BLOCK = 16      # the pickle lies in a block; the body is its token
+    BLOCK = 16      # the pickle lies in a block, whose token comes first in the body
+    LOANS = 64      # tokens come before the pickle: `extra` bytes of them (REPLY), or
+                    # `count` (DEFINE)
     RETIRED = 32    # REPLY: the worker exits after this
 
 
@@ -46,8 +48,7 @@ cdef class Channel:
     cdef size_t out_start, out_end, out_room
     cdef char *inp          # bytes read and not yet taken: inp[in_start:in_end]
     cdef size_t in_start, in_end, in_room
-    cdef int fds_out[FJ_MAX_FDS]
-    cdef int n_fds_out
+    cdef list fds_out       # to go with, or before, their frames
     cdef list fds_in        # received, not yet claimed by a frame
     cdef Header header      # of the frame that `next` found
     cdef readonly long long n_sends, n_receives, bytes_sent, bytes_received

@@ -1,8 +1,8 @@
 """Frames on a stream socket between a caller and one worker.
 
-A frame is a fixed header and a body.  Descriptors (of shared memory regions) ride on
-the first byte of the write that carries their frame; the kernel keeps their order, so
-a receiver hands each frame as many as its header names.
+A frame is a fixed header and a body.  Descriptors (of shared memory regions) travel
+with, or before, the bytes of their frame; the kernel keeps their order, so a receiver
+hands each frame as many as its header names.
 
 Who may block.  The caller never blocks in writing: what the socket does not take
 stays in `out` and goes when ``poll`` says so, while the caller goes on reading.  A
@@ -74,6 +74,7 @@ cdef class Channel:
     def __cinit__(self, int fd):
         self.fd = fd
         self.fds_in = []
+        self.fds_out = []
         self.out_room = self.in_room = FIRST_ROOM
         self.out = <char *>malloc(FIRST_ROOM)
         self.inp = <char *>malloc(FIRST_ROOM)
@@ -105,10 +106,6 @@ cdef class Channel:
         cdef Header header
         cdef size_t need = sizeof(Header) + size
         cdef int n_fds = 0 if fds is None else <int>len(fds)
-        if n_fds > 0 and (self.out_end > self.out_start
-                          or self.n_fds_out + n_fds > FJ_MAX_FDS):
-            # Descriptors must ride on their own frame's first byte.
-            self.flush(True)
         if self.out_end + need > self.out_room:
             self.out = grown(self.out, self.out_start, self.out_end, self.out_room,
                              need, &self.out_room)
@@ -128,15 +125,13 @@ cdef class Channel:
             memcpy(self.out + self.out_end + sizeof(Header), body, size)
         self.out_end += need
         if n_fds:
-            for fd in fds:
-                self.fds_out[self.n_fds_out] = fd
-                self.n_fds_out += 1
+            self.fds_out.extend(fds)
         return 0
 
     cdef void discard(self) noexcept:
         """Drop what has not been written: nobody will read it."""
         self.out_start = self.out_end = 0
-        self.n_fds_out = 0
+        self.fds_out.clear()
 
     cdef bint pending(self) noexcept:
         return self.out_end > self.out_start
@@ -149,14 +144,22 @@ cdef class Channel:
         cdef ssize_t done
         cdef pollfd waiter
         cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT
+        cdef int fds[FJ_MAX_FDS]
+        cdef int n_fds, i
+        cdef size_t size
         while self.out_end > self.out_start:
+            n_fds = <int>min(len(self.fds_out), FJ_MAX_FDS)
+            for i in range(n_fds):
+                fds[i] = self.fds_out[i]
+            size = self.out_end - self.out_start
+            if n_fds < len(self.fds_out):
+                size = 1    # no frame may be complete before its descriptors are there
             with nogil:
-                done = fj_send(self.fd, self.out + self.out_start,
-                               self.out_end - self.out_start,
-                               self.fds_out, self.n_fds_out, flags)
+                done = fj_send(self.fd, self.out + self.out_start, size,
+                               fds, n_fds, flags)
             if done >= 0:
                 self.out_start += done
-                self.n_fds_out = 0
+                del self.fds_out[:n_fds]
                 self.n_sends += 1
                 self.bytes_sent += done
             elif errno == EINTR:

@@ -19,17 +19,21 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 from libc.errno cimport EINTR, errno
 
+from fastjob._core.arrays cimport Sharer
 from fastjob._core.constants cimport constant, define, forget, reset
+from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    BATCH, COLUMN, DEFINE, FAILED, FINAL, FORGET, MIXED, REPLY, RESET, RETIRED, STATE,
+    BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
     Channel, Header,
 )
 
+import copyreg
 import os
 import resource
+from sys import modules
 
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object callable, object arg)
@@ -39,6 +43,11 @@ cdef enum:
     # A batch that has run this long reports what it has and goes on: generators,
     # progress and the autotuner then see a phase of slow tasks at once.
     FLUSH_NS = 50_000_000
+    # How often an idle worker looks whether the caller has dropped results.
+    COLLECT_MS = 1000
+    # Results' buffers of this size, one granule of the store, go through shared memory.
+    RESULT_BYTES = 64 << 10
+    LONG_BODY = 256 << 10   # as the caller's: see dispatch.pyx
 
 
 @cython.final
@@ -55,13 +64,19 @@ cdef class Worker:
         Keeps to the caller's state. ``caller.begin()`` is called when a call begins;
         False ends the worker. ``caller.adopt(body)`` is called with the body of a
         STATE frame; it returns
-        ``(return_errors, show_values, idle_seconds, max_tasks, max_memory)``.
+        ``(return_errors, show_values, idle_seconds, max_tasks, max_memory,
+        mmap_mode)``.  ``caller.store()`` makes the store for large results.
     """
 
     cdef Channel channel
     cdef StatusPage page
     cdef Slot *slot
     cdef object caller
+    cdef Link link
+    cdef Sharer results     # takes large buffers out of results
+    cdef dict reducers      # for pickling results, once numpy is there
+    cdef str mode           # in which tasks see large arguments
+    cdef bint mode_is_none
     cdef object broken      # why no task can run: the caller's state was not adopted
     cdef bint return_errors, show_values
     cdef double idle_seconds
@@ -73,6 +88,8 @@ cdef class Worker:
         self.slot = page.slot(slot)
         self.caller = caller
         self.idle_seconds = -1
+        self.link = Link(keep_fds=True)
+        self.mode = "r"
 
     def serve(self):
         """Run until the caller closes the socket or the worker is to be replaced."""
@@ -91,11 +108,13 @@ cdef class Worker:
                     return
                 continue
             head = self.channel.header
+            if head.n_fds:
+                self.link.give_fds(self.channel.take_fds())
             if head.kind == BATCH:
                 if not self.run(body, head):
                     return
             elif head.kind == DEFINE:
-                define(head.number, body)
+                define(head.number, self.received(body, head))
             elif head.kind == FORGET:
                 forget(head.number)
             elif head.kind == RESET:
@@ -118,32 +137,74 @@ cdef class Worker:
         """Become what a new worker of the caller would be."""
         try:
             (self.return_errors, self.show_values, self.idle_seconds,
-             self.max_tasks, self.max_memory) = self.caller.adopt(body)
+             self.max_tasks, self.max_memory, mode) = self.caller.adopt(body)
+            self.mode = mode or "r"
+            self.mode_is_none = mode is None
         except BaseException as error:
             self.broken = error
 
     cdef bint wait(self) except -1:
         """Wait for the caller; False when it has been silent for too long."""
         cdef pollfd waiter
-        cdef int ready, patience
-        if self.idle_seconds < 0:
-            return True
+        cdef int ready
+        cdef int64_t began = now_ns(), left
         waiter.fd = self.channel.fd
         waiter.events = POLLIN
-        patience = <int>min(self.idle_seconds * 1000, 2e9)
         while True:
+            left = -1
+            if self.idle_seconds >= 0:
+                left = <int64_t>(self.idle_seconds * 1e3) - (now_ns() - began) // 1000000
+                if left <= 0:
+                    return False
+            if self.results is not None and now_ns() - began > COLLECT_MS * 1000000:
+                # The caller drops results whenever it likes, without a message.
+                if self.results.store.collect():
+                    left = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
+            elif self.results is not None:
+                left = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
             with nogil:
-                ready = poll(&waiter, 1, patience)
-            if ready >= 0:
-                return ready > 0
-            if errno != EINTR:
+                ready = poll(&waiter, 1, <int>min(left, 1 << 30))
+            if ready > 0 or (ready < 0 and errno != EINTR):
                 return True
+
+    def received(self, bytes body, Header head):
+        """The pickle of a definition, or the pickle and its buffers."""
+        cdef Py_ssize_t n_tokens = head.count
+        if not head.flags & LOANS:
+            return body
+        views = self.link.open(body[:n_tokens], self.mode)
+        if head.flags & BLOCK:
+            data = bytes(views.pop(0))
+        else:
+            data = body[n_tokens:]
+        return data, self.writable(views)
+
+    cdef list writable(self, list views):
+        """Views as the call wants them: without a mode, each task has copies."""
+        if self.mode_is_none:
+            return [bytearray(view) for view in views]
+        return views
+
+    cdef object loaded(self, object item, object tokens):
+        """Unpickle a task, whose large buffers lie in shared memory."""
+        if tokens is None:
+            return load(item)
+        return load((item, self.writable(self.link.open(tokens, self.mode))))
+
+    cdef int discard(self, list tokens, Py_ssize_t start) except -1:
+        """Give back the buffers of tasks that somebody else runs."""
+        if tokens is not None:
+            for one in tokens[start:]:
+                if one is not None:
+                    self.link.discard(one)
+        return 0
 
     cdef bint run(self, bytes body, Header head) except -1:
         """Run a batch; False when the worker is to exit."""
         cdef list items, results = []
         cdef list failures = None
-        cdef object functions, f, item, result, args, kwargs, indices = None
+        cdef object functions, f, item, result, args, kwargs, indices = None, body_view
+        cdef list tokens = None
         cdef int64_t at, first = 0, began, last, stamp
         cdef bint column = head.flags & COLUMN
         cdef bint mixed = head.flags & MIXED
@@ -157,17 +218,23 @@ cdef class Worker:
         began = last = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
+        if head.flags & BLOCK:
+            body_view = self.link.open(body, "r")[0]
+        else:
+            body_view = body
         if at < 0:
-            self.reply(head.number, results, failures, FINAL, 0)
+            if mixed:
+                self.discard(load(body_view)[3], 0)
+            self.reply(head, results, failures, FINAL, 0)
             return True
         self.slot.started = began
         try:
             if self.broken is not None:
                 raise self.broken
             if mixed:
-                items, functions, indices = load(body)
+                items, functions, indices, tokens = load(body_view)
             else:
-                items = load(body)
+                items = load(body_view)
                 f = constant(<uint32_t>number)
         except BaseException as error:
             # Everything of the batch depends on it: every task fails with it.
@@ -182,9 +249,9 @@ cdef class Worker:
                 at = claim_one(claim)
             self.slot.started = 0
             flags |= RETIRED if self.broken is not None else 0
-            self.reply(head.number, results, failures, flags, now_ns() - began)
+            self.reply(head, results, failures, flags, now_ns() - began)
             return self.broken is None
-        body = None
+        body = body_view = None
         while True:
             item = items[at]
             try:
@@ -201,13 +268,15 @@ cdef class Worker:
                 else:
                     number = functions[at]
                     if number < 0:
-                        f, args, kwargs = load(item)
+                        f, args, kwargs = self.loaded(
+                            item, None if tokens is None else tokens[at])
                     else:
                         f = constant(<uint32_t>number)
                         if type(item) is tuple:
                             args, kwargs = item, {}
                         else:
-                            args, kwargs = load(item)
+                            args, kwargs = self.loaded(
+                                item, None if tokens is None else tokens[at])
                     item = None
                     result = f(*args, **kwargs)
                     args = kwargs = None
@@ -234,16 +303,17 @@ cdef class Worker:
             stamp = now_ns()
             self.slot.started = stamp
             if stamp - last > FLUSH_NS:
-                self.reply(head.number, results, failures, 0, stamp - last)
+                self.reply(head, results, failures, 0, stamp - last)
                 results = []
                 failures = None
                 last = self.slot.started = now_ns()
+        self.discard(tokens, claim_next(fj_load(claim)))
         item = items = None
         self.n_tasks += claim_next(fj_load(claim))
         if self.worn():
             flags |= RETIRED
         self.slot.started = 0
-        self.reply(head.number, results, failures, flags, now_ns() - last)
+        self.reply(head, results, failures, flags, now_ns() - last)
         return not flags & RETIRED
 
     cdef bint worn(self) except -1:
@@ -265,24 +335,52 @@ cdef class Worker:
                                 show_values=self.show_values)
         return position, failure.pack(error, text), text, elapsed
 
-    cdef int reply(self, uint32_t number, list results, list failures, int flags,
+    cdef int reply(self, Header head, list results, list failures, int flags,
                    int64_t busy) except -1:
-        cdef object data
+        cdef object data, what = results
+        cdef list blocks = None
+        cdef bytes tokens
         cdef uint32_t count = <uint32_t>len(results)
         try:
-            if failures is None:
-                data = dump_plain(results, None, None)
-            else:
+            if failures is not None:
                 flags |= FAILED
-                data = dump_plain((results, failures), None, None)
+                what = (results, failures)
+            if "numpy" in modules:
+                data = dump_plain(what, self.sharer(), self.reducers)
+                blocks = self.results.blocks()
+            else:
+                data = dump_plain(what, None, None)
         except Exception:
+            if self.results is not None:
+                self.results.blocks()
             data, failed = self.salvage(results, failures or [])
             if failed:
                 flags |= FAILED
-        self.channel.put(REPLY, flags, number, count, busy, 0,
-                         PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None)
+        if PyBytes_GET_SIZE(data) > LONG_BODY:
+            self.sharer()
+            blocks = [self.results.store.put(data), *(blocks or ())]
+            flags |= BLOCK
+        if blocks:
+            tokens = self.link.lend(blocks)
+            data = tokens if flags & BLOCK else tokens + data
+            self.channel.put(REPLY, flags | LOANS, head.number, count, busy,
+                             PyBytes_GET_SIZE(tokens), PyBytes_AS_STRING(data),
+                             PyBytes_GET_SIZE(data), self.link.take_fds())
+        else:
+            self.channel.put(REPLY, flags, head.number, count, busy, 0,
+                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None)
         self.channel.flush(True)
         return 0
+
+    def sharer(self):
+        """What takes large buffers out of results; made when first needed."""
+        if self.results is None:
+            self.results = Sharer(self.caller.store(), RESULT_BYTES, reuse=False)
+        if self.reducers is None and "numpy" in modules:
+            extra = self.results.dispatch_table()
+            if extra:
+                self.reducers = {**copyreg.dispatch_table, **extra}
+        return self.results
 
     def salvage(self, results, failures):
         """Pickle results one of which plain pickle cannot carry."""

@@ -15,6 +15,7 @@ import warnings
 
 from fastjob import inner_threads
 from fastjob._core.pickling import dumps, loads
+from fastjob._pool.memory import store_for
 from fastjob._pool.modules import ModuleWatch
 
 TYPE_CHECKING = False
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastjob._core.call import Call
+    from fastjob._core.segments import Store
+
+    Settings = tuple[bool, bool, float, int, int, str | None]
 
 #: Seconds that a worker stays without work, unless ``idle_worker_timeout`` says else.
 IDLE_SECONDS = 300.0
@@ -72,7 +76,6 @@ def capture(call: Call) -> bytes:
             "share": share,
             "threads": (share, False) if limit is None else (limit, True),
             "nested": call.nested,
-            "arrays": (call.max_nbytes, call.mmap_mode, call.temp_folder),
             "initializer": (options.get("initializer"), options.get("initargs", ())),
             "preload": tuple(options.get("preload") or ()),
             "settings": (
@@ -81,7 +84,9 @@ def capture(call: Call) -> bytes:
                 float(options.get("idle_worker_timeout", IDLE_SECONDS)),
                 int(options.get("max_tasks_per_worker") or 0),
                 int(options.get("max_memory_per_worker") or 0),
+                call.mmap_mode,
             ),
+            "memory": (call.temp_folder, call.n_jobs),
         }
     )
     _last = (key, data)
@@ -140,7 +145,7 @@ class Adopted:
         self.state: dict[str, Any] = {}
         self.environ: dict[str, str] = {}
 
-    def adopt(self, data: bytes) -> tuple[bool, bool, float, int, int]:
+    def adopt(self, data: bytes) -> Settings:
         """Take over a new state; the settings of the worker's loop."""
         state = self.state = loads(data)
         self.environ = state["environ"]
@@ -161,8 +166,12 @@ class Adopted:
         if initializer is not None and not self.initialized:
             initializer(*initargs)
         self.initialized = True
-        settings: tuple[bool, bool, float, int, int] = state["settings"]
+        settings: Settings = state["settings"]
         return settings
+
+    def store(self) -> Store:
+        """Where large results of this worker go."""
+        return store_for(*self.state["memory"])
 
     def begin(self) -> bool:
         """A new call begins; False if this worker must not run any task of it."""

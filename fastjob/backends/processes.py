@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fastjob._core.arrays import Sharer
 from fastjob._core.capture import Capture
 from fastjob._core.dispatch import Dispatcher
 from fastjob._pool import state
+from fastjob._pool.memory import store_for, tidy
 from fastjob._pool.pool import pool
 from fastjob._pool.pump import Pump
 from fastjob.backends.base import ParallelBackendBase, count_workers
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
     from fastjob._core.call import Call
+    from fastjob._core.results import ResultStream
+    from fastjob._core.wake import Wake
 
 __all__ = ["LokyBackend", "ProcessBackend"]
 
@@ -26,18 +30,29 @@ class ProcessEngine:
         self.call = call
 
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.call, pool, Capture(), state.capture(self.call))
+        call = self.call
+        sharer = Sharer(store_for(call.temp_folder), call.max_nbytes)
+        return Dispatcher(call, pool, Capture(sharer), state.capture(call))
 
     def run(self, tasks: Iterator[Any]) -> list[Any]:
         """Run all tasks; the results in task order."""
-        return self._dispatcher().run(tasks)
+        dispatcher = self._dispatcher()
+        try:
+            return dispatcher.run(tasks)
+        finally:
+            tidy()
 
     def stream(self, tasks: Iterator[Any]) -> Iterator[Any]:
         """Start the tasks; an iterator over the results."""
         dispatcher = self._dispatcher()
-        return Pump(self.call.ordered).start(
-            lambda stream, wake: dispatcher.run_into(tasks, stream, wake)
-        )
+
+        def work(results: ResultStream, wake: Wake) -> None:
+            try:
+                dispatcher.run_into(tasks, results, wake)
+            finally:
+                tidy()
+
+        return Pump(self.call.ordered).start(work)
 
 
 class ProcessBackend(ParallelBackendBase):
