@@ -75,7 +75,17 @@ cdef extern from "Python.h":
 # Seconds for which the first tasks are held back until the window is full.
 cdef double HOLD_BACK = 0.01
 
+# A thread that waits for the input runs no task.  From so many seconds an item on, one
+# thread more than there may be running tasks makes up for it.  The clock is read once
+# in so many items; one long item says nothing, the thread may just have lost its turn.
+cdef double SLOW_INPUT = 0.0002
+cdef enum:
+    MEASURE_EVERY = 8
+
 cdef double IDLE_TIMEOUT = 300.0
+
+# Stands for "no result".
+cdef object NOTHING = object()
 
 # Answers of `choose`.
 cdef enum:
@@ -125,6 +135,7 @@ cdef class ThreadEngine(Service):
     cdef bint exhausted          # the input has nothing more
     cdef bint stopped            # no task is to be started any more
     cdef bint reporting          # a thread is inside on_batch
+    cdef bint was_slow           # at the last measurement
     cdef long long taken         # tasks taken from the input
     cdef long long completed     # ... whose result has been put
     cdef long long reported      # ... and reported to on_batch
@@ -136,8 +147,9 @@ cdef class ThreadEngine(Service):
     cdef int n_serving
     cdef void **sleepers         # those of them that wait for work
     cdef int n_sleepers
-    cdef int limit               # of leased
+    cdef int limit               # of leased: n_jobs, or one more if the input is slow
     cdef int leased              # threads that serve or are about to
+    cdef int running             # threads inside a task, at most n_jobs
     cdef int waking              # leased or rung, and not come to the lock yet
 
     def __cinit__(self, Call call, enter=None):
@@ -154,8 +166,8 @@ cdef class ThreadEngine(Service):
         self.idle_timeout = call.options.get("idle_worker_timeout", IDLE_TIMEOUT)
         self.pending_mask = 15
         self.pending = <Pending *>PyMem_RawCalloc(16, sizeof(Pending))
-        self.serving = <void **>PyMem_RawCalloc(call.n_jobs, sizeof(void *))
-        self.sleepers = <void **>PyMem_RawCalloc(call.n_jobs, sizeof(void *))
+        self.serving = <void **>PyMem_RawCalloc(call.n_jobs + 1, sizeof(void *))
+        self.sleepers = <void **>PyMem_RawCalloc(call.n_jobs + 1, sizeof(void *))
         if self.pending == NULL or self.serving == NULL or self.sleepers == NULL:
             raise MemoryError()
 
@@ -259,6 +271,7 @@ cdef class ThreadEngine(Service):
                 attempt = thread.attempt
                 Py_DECREF(task)  # the thread's reference; `task` holds another
                 thread.task = NULL
+                self.running -= 1
                 self.forget(thread)
                 break
             unlock_leaf(self.lock)
@@ -270,20 +283,17 @@ cdef class ThreadEngine(Service):
     cdef int give_up(self, tuple task, long long index, int attempt) except -1:
         import warnings
 
-        from fastjob.errors import TaskTimeoutError
-        from fastjob.failure import shorten_parts
-
-        name, arguments = shorten_parts(*task, self.call.show_values)
-        error = TaskTimeoutError(index, name, arguments, self.timeout)
+        error = self.timeout_error(task, index)
         if not self.again(task, index, attempt):
             value = self.settle_failure(task, index, attempt, error, self.timeout)
-            if value is not None:
+            if value is not NOTHING:
                 self.results.put(index, value)
                 self.count_completed()
         self.wake_one()
         warnings.warn(
-            f"A thread cannot be stopped: the one that runs task {index}, {name}, was "
-            "given up, and goes on in the background until the task returns.",
+            f"A thread cannot be stopped: the one that runs task {index}, "
+            f"{error.function}, was given up, and goes on in the background until the "
+            "task returns.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -307,10 +317,10 @@ cdef class ThreadEngine(Service):
                 if self.call.inner_max_num_threads is not None or has_share():
                     from fastjob.inner_threads import limit_inner_threads
 
-                    with limit_inner_threads(self.call.inner_max_num_threads):
-                        self.work(thread)
+                    with limit_inner_threads(self.call.inner_max_num_threads) as caps:
+                        self.work(thread, caps)
                 else:
-                    self.work(thread)
+                    self.work(thread, None)
             finally:
                 PyContext_Exit(context)
         except BaseException as error:
@@ -321,10 +331,12 @@ cdef class ThreadEngine(Service):
         unlock_leaf(self.lock)
         return 0
 
-    cdef int work(self, WarmThread thread) except -1:
+    cdef int work(self, WarmThread thread, object caps) except -1:
         cdef Pending entry
         cdef bint completed = False
         while self.next_task(thread, &entry, completed):
+            if caps is not None:
+                caps.refresh()  # libraries that a task has loaded meanwhile
             completed = self.run_one(thread, &entry)
         return 0
 
@@ -338,6 +350,10 @@ cdef class ThreadEngine(Service):
             self.count_completed()
             completed = False
         lock_leaf(self.lock)
+        if thread.running:
+            thread.running = False
+            if not thread.abandoned:
+                self.running -= 1
         if completed:
             self.completed += 1
             self.call.counters.completed_tasks += 1
@@ -349,16 +365,18 @@ cdef class ThreadEngine(Service):
                 self.rouse(whom, sleeper)
                 self.pull()
                 lock_leaf(self.lock)
-            elif self.n_pending:
+            elif self.n_pending and self.running < self.call.n_jobs:
                 entry[0] = self.pending[self.pending_head & self.pending_mask]
                 self.pending[self.pending_head & self.pending_mask].task = NULL
                 self.pending_head += 1
                 self.n_pending -= 1
+                self.running += 1
+                thread.running = True
                 whom = self.choose(&sleeper)
                 unlock_leaf(self.lock)
                 self.rouse(whom, sleeper)
                 return True
-            elif self.exhausted and not self.pulling:
+            elif self.exhausted and not self.pulling and not self.n_pending:
                 break
             else:
                 self.sleepers[self.n_sleepers] = <void *>thread
@@ -379,6 +397,8 @@ cdef class ThreadEngine(Service):
         cdef tuple task = None
         cdef bint dropped = False, stored = True
         cdef long long batch = max(1, self.call.batch_size)
+        cdef bint measured = self.taken % MEASURE_EVERY == 0, slow = False
+        cdef double began = time.monotonic() if measured else 0
         try:
             item = PyIter_Next(self.iterator)
             if item != NULL:
@@ -390,11 +410,17 @@ cdef class ThreadEngine(Service):
         if task is None:
             self.end_input()
             return 0
+        if measured:
+            slow = time.monotonic() - began > SLOW_INPUT
         lock_leaf(self.lock)
         if self.stopped:
             dropped = True  # and `pulling` stays set: the iterator is still ours
         else:
             self.pulling = False
+            if measured:
+                if slow and self.was_slow and self.limit == self.call.n_jobs:
+                    self.limit += 1
+                self.was_slow = slow
             stored = self.push(task, self.taken, 1)
             self.call.counters.dispatched_tasks += 1
             if self.taken % batch == 0:
@@ -430,17 +456,16 @@ cdef class ThreadEngine(Service):
         except BaseException as error:
             if not self.claim(thread):
                 return False
-            if isinstance(error, Exception) and self.again(
-                    task, entry.index, entry.attempt):
-                return False
-            elapsed = time.monotonic() - started if self.timed else 0.0
-            value = self.settle_failure(task, entry.index, entry.attempt, error,
-                                        elapsed)
-            if value is None:
-                return False
+            value = self.recover(task, entry, error, started)
         else:
             if not self.claim(thread):
                 return False
+            # The caller may not have been waiting, and so not have seen it.
+            if self.timeout > 0 and time.monotonic() - started > self.timeout:
+                error = self.timeout_error(task, entry.index)
+                value = self.recover(task, entry, error, started)
+        if value is NOTHING:
+            return False
         task = None
         self.results.put(entry.index, value)
         return True
@@ -490,7 +515,24 @@ cdef class ThreadEngine(Service):
             raise MemoryError("no memory for the tasks that wait")
         return True
 
-    # What stands in the place of the failed task; None if the call ends with it.
+    # What comes of a task that has failed in its thread: what stands in its place, or
+    # NOTHING if it is run again or the call has been ended.
+    cdef object recover(self, tuple task, Pending *entry, object error,
+                        double started):
+        if isinstance(error, Exception) and self.again(task, entry.index,
+                                                       entry.attempt):
+            return NOTHING
+        elapsed = time.monotonic() - started if self.timed else 0.0
+        return self.settle_failure(task, entry.index, entry.attempt, error, elapsed)
+
+    cdef object timeout_error(self, tuple task, long long index):
+        from fastjob.errors import TaskTimeoutError
+        from fastjob.failure import shorten_parts
+
+        name, arguments = shorten_parts(*task, self.call.show_values)
+        return TaskTimeoutError(index, name, arguments, self.timeout)
+
+    # What stands in the place of the failed task; NOTHING if the call ends with it.
     cdef object settle_failure(self, tuple task, long long index, int attempt,
                                object error, double elapsed):
         cdef bint ends = not (self.call.return_errors and isinstance(error, Exception))
@@ -502,7 +544,7 @@ cdef class ThreadEngine(Service):
         text = attach(error, index, task[0], task[1], task[2], self.call.show_values)
         if ends:
             self.fail(error)
-            return None
+            return NOTHING
         return TaskError(index, error, text, attempt, elapsed)
 
     # Count a task whose result has been put; report it; look whether it was the last.
@@ -608,7 +650,9 @@ cdef class ThreadEngine(Service):
 
     # Choose whom to wake if there is work for one more thread; see `rouse`.
     cdef int choose(self, void **sleeper) noexcept:
-        if self.waking or not (self.n_pending or self.can_pull()):
+        if self.waking or not (
+            (self.n_pending and self.running < self.call.n_jobs) or self.can_pull()
+        ):
             return NOBODY
         if self.n_sleepers:
             self.n_sleepers -= 1

@@ -29,6 +29,7 @@ cdef class WarmThread:
     cdef long long index
     cdef int attempt
     cdef double started
+    cdef bint running            # inside a task
     cdef bint abandoned          # the result of what runs is of no use any more
 
     cdef bint park(self) except -1
