@@ -58,6 +58,7 @@ cdef class ResultStream:
     cdef bint ready(self, bint wants_all) noexcept
     cdef bint has_recovered(self) noexcept
     cdef int begin_reading(self) except -1
+    cdef int check_process(self) except -1
     cdef int wait(self, bint wants_all) except -1
     cdef int sleep(self, object watch) except -1
 

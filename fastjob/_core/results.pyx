@@ -249,6 +249,7 @@ cdef class ResultStream:
         cdef Place *places
         cdef Place *place
         cdef long long position, head, arrived, mask
+        self.check_process()
         lock_leaf(self.lock)
         self.begin_reading()
         try:
@@ -281,6 +282,7 @@ cdef class ResultStream:
         cdef Place *place
         cdef object value
         cdef bint wake = False
+        self.check_process()
         lock_leaf(self.lock)
         if self.reading or not self.ready(False) or self.error is not None:
             self.begin_reading()
@@ -318,8 +320,11 @@ cdef class ResultStream:
         unlock_leaf(self.lock)
         if busy:
             raise ValueError("another thread is waiting for the next result")
+        return 0
+
+    # A lock may be held, for ever, by a thread that did not survive the fork.
+    cdef int check_process(self) except -1:
         if self.fork_count != fork_count:
-            self.reading = False
             raise RuntimeError(
                 "these results belong to the process that this one was forked from; "
                 "make the call again in this process"
