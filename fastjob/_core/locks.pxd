@@ -1,8 +1,8 @@
 # Raw locks, and the two ways in which fastjob uses them.
 #
 # LEAF: guards a few C fields for some nanoseconds.  Between lock_leaf and unlock_leaf
-# no Python object is made, none is dropped for the last time and no Python code runs.
-# So no destructor, no garbage collection and no switch of threads happens inside, and
+# no Python object is made, none is dropped for the last time, no Python code runs and
+# the interpreter is not released.  So no destructor, no garbage collection and no switch of threads happens inside, and
 # therefore a destructor may take a leaf lock, and a leaf lock may be taken without
 # giving up the interpreter: its holder is always about to release it.
 #
@@ -50,6 +50,12 @@ cdef inline void unlock_leaf(PyThread_type_lock lock) noexcept nogil:
 
 cdef inline void ring(PyThread_type_lock bell) noexcept nogil:
     PyThread_release_lock(bell)
+
+
+# Take back what was rung and not waited for.  Unlike the waits below it does not
+# release the interpreter, so it may be called with a leaf lock held.
+cdef inline void silence(PyThread_type_lock bell) noexcept nogil:
+    PyThread_acquire_lock(bell, NOWAIT_LOCK)
 
 
 # Wait until the bell is rung; signals do not interrupt it.

@@ -52,7 +52,8 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastjob._core.locks cimport (
-    await_bell_for, free_lock, lock_leaf, new_bell, new_leaf, ring, unlock_leaf,
+    await_bell_for, free_lock, lock_leaf, new_bell, new_leaf, ring, silence,
+    unlock_leaf,
 )
 
 import os
@@ -347,7 +348,7 @@ cdef class ResultStream:
                 if self.waiting:
                     self.waiting = False
                 else:  # rung in the meantime: silence it
-                    await_bell_for(self.bell, 0)
+                    silence(self.bell)
                 unlock_leaf(self.lock)
                 raise
             lock_leaf(self.lock)
