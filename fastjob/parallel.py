@@ -81,6 +81,8 @@ __all__ = [
 
 # How the default window is spelled; any other value counts tasks, not batches.
 _DEFAULT_WINDOW = "2*n_jobs"
+# Seconds; progress is shown ten times a second, and looks half as long before.
+REPORT_INTERVAL = 0.05
 
 _DROP_GENERATOR = (
     " Before submitting new tasks, you must wait for the completion of all the "
@@ -326,7 +328,7 @@ class Parallel(Reporting, Generic[Kind]):
         self._running: dict[str, object] = {}
         self._stream: ref[ResultStream] | None = None
         self._managed_backend = self._configured = False
-        self._listening = False
+        self._listening = self._each = False
         self._recording: Any = None
 
     # The life of a call
@@ -482,10 +484,10 @@ class Parallel(Reporting, Generic[Kind]):
                 )
             self.n_tasks = n_tasks
             self._start_time = time()
-            self._listening = False
+            self._listening = self._each = False
             call, backend = self._open()
             engine = registry.open_engine(backend, call)
-            if self._listening:
+            if self._each:
                 tasks = self._watch(tasks)
             if self.return_generator:
                 stream = engine.stream(tasks)
@@ -526,12 +528,13 @@ class Parallel(Reporting, Generic[Kind]):
 
             ahead, in_batches = window_of(pre_dispatch, n_jobs), False
 
-        self._listening = listening = bool(
+        # Whoever is told of each completion; a progress bar only looks now and then.
+        self._each = each = bool(
             self.verbose
-            or self.progress
             or BatchCompletionCallBack is not _OriginalCallBack
             or type(self).print_progress is not Reporting.print_progress
         )
+        self._listening = listening = bool(each or self.progress)
         if not self._backend.nesting_level and (
             self.timeline is not None
             or "fastjob.recording" in sys.modules
@@ -553,6 +556,7 @@ class Parallel(Reporting, Generic[Kind]):
             batch_size=0 if self.batch_size == "auto" else self.batch_size,
             nested=nested,
             on_batch=self._on_batch if listening else None,
+            report_interval=0.0 if each else REPORT_INTERVAL,
             timeline=self._recording,
             **self._options,
         )

@@ -1,10 +1,10 @@
 """Progress of a call: a bar, a line, or a function of the user's.
 
-The engine reports completed tasks in lumps through ``call.on_batch``; the front end
-makes that the ``update`` of the object that `start` returns.  Most calls of it add a
-number and look at the clock; something is shown ten times a second at most, and the
-last time when the call ends, in whatever way.  So the cost is set by how often the
-engine reports, not by what is shown.
+The engine reports completed tasks through ``call.on_batch``, single ones together
+(``call.report_interval``); the front end makes that the ``update`` of the object that
+`start` returns.  Something is shown ten times a second at most, and the last time when
+the call ends, in whatever way: what the engine had not reported by then is found in the
+call's counters.
 
 ``update`` is called by one thread at a time, and needs no lock.
 """
@@ -58,6 +58,7 @@ class Progress(NamedTuple):
 class Counts(Protocol):
     """The part of a call's counters that is shown."""
 
+    completed_tasks: int
     failed_tasks: int
     retried_tasks: int
 
@@ -120,6 +121,7 @@ class ProgressBar:
             return
         self._closed = True
         try:
+            self._done = max(self._done, self._counters.completed_tasks)
             if self._shown != self._done:
                 self._show(self._clock())
         finally:

@@ -62,6 +62,15 @@ def test_the_last_task_is_shown_at_once_and_only_once(counters):
     assert [state.done for state, _ in display.states] == [10]
 
 
+def test_tasks_that_were_never_reported_are_in_the_last_state(counters):
+    display = Recording()
+    bar = ProgressBar(display, counters, 10, Clock())
+    bar.update(3)
+    counters.completed_tasks = 5  # the call ended with an error
+    bar.close()
+    assert [state.done for state, _ in display.states] == [5]
+
+
 def test_failures_and_retries_are_read_from_the_call(counters):
     clock, display = Clock(), Recording()
     bar = ProgressBar(display, counters, None, clock)

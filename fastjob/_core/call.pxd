@@ -30,6 +30,7 @@ cdef class Call:
     cdef readonly object nested
     cdef readonly bint show_values
     cdef readonly object on_batch
+    cdef readonly double report_interval
     cdef readonly object timeline
     cdef readonly dict options
     cdef readonly Counters counters

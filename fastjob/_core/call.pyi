@@ -24,6 +24,7 @@ class Call:
     nested: Any
     show_values: bool
     on_batch: Callable[[int], object] | None
+    report_interval: float
     timeline: Any
     options: dict[str, Any]
     counters: Counters
@@ -45,6 +46,7 @@ class Call:
         nested: Any = None,
         show_values: bool = True,
         on_batch: Callable[[int], object] | None = None,
+        report_interval: float = 0.0,
         timeline: Any = None,
         options: dict[str, Any] | None = None,
     ) -> None: ...

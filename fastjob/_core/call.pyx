@@ -50,6 +50,9 @@ cdef class Call:
     on_batch : callable or None
         Called as ``on_batch(n_tasks)`` in the thread that runs the engine each time
         some tasks have completed.  None costs nothing.
+    report_interval : float
+        Seconds between two of these calls; an engine that completes single tasks
+        reports them together.  0 is a call for each batch, or task.
     timeline : object or None
         Recorder of what happened when.
     options : dict or None
@@ -61,7 +64,8 @@ cdef class Call:
                  bint return_errors=False, int retries=0, bint ordered=True,
                  long long max_nbytes=1 << 20, mmap_mode="r", temp_folder=None,
                  inner_max_num_threads=None, nested=None, bint show_values=True,
-                 on_batch=None, timeline=None, options=None):
+                 on_batch=None, double report_interval=0.0, timeline=None,
+                 options=None):
         self.n_jobs = n_jobs
         self.batch_size = batch_size
         self.ahead = ahead
@@ -77,6 +81,7 @@ cdef class Call:
         self.nested = nested
         self.show_values = show_values
         self.on_batch = on_batch
+        self.report_interval = report_interval
         self.timeline = timeline
         self.options = {} if options is None else dict(options)
         self.counters = Counters()

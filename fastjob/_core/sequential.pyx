@@ -16,6 +16,7 @@ from cython cimport final
 
 from fastjob._core.call cimport Call, Counters
 from fastjob._core.delayed cimport as_task, run_task
+from fastjob._core.pace cimport Pace, pace_due, pace_start
 from fastjob._core.results cimport handle_pending
 
 from fastjob.errors import TaskError
@@ -44,6 +45,8 @@ cdef class SequentialEngine:
     cdef Call call
     cdef Counters counters
     cdef object on_batch
+    cdef Pace pace
+    cdef long long unreported    # tasks completed since on_batch was called
     cdef long long batch
     cdef bint timed
     cdef object iterator         # None before the call and after its end
@@ -53,6 +56,7 @@ cdef class SequentialEngine:
         self.call = call
         self.counters = call.counters
         self.on_batch = call.on_batch
+        pace_start(&self.pace, call.report_interval)
         self.batch = max(1, call.batch_size)
         self.timed = call.return_errors
 
@@ -113,6 +117,7 @@ cdef class SequentialEngine:
             return END
         item = PyIter_Next(iterator)
         if item == NULL:
+            self.report()
             return END
         try:
             task = as_task(<object>item, index)
@@ -132,8 +137,17 @@ cdef class SequentialEngine:
         task = None
         self.counters.completed_tasks += 1
         if self.on_batch is not None:
-            self.on_batch(1)
+            self.unreported += 1
+            if pace_due(&self.pace):
+                self.report()
         return value
+
+    cdef int report(self) except -1:
+        cdef long long n = self.unreported
+        self.unreported = 0
+        if n:
+            self.on_batch(n)
+        return 0
 
     # Run a failed task again, as often as the call says.  Returns the result, or what
     # stands in its place; raises what ends the call.
