@@ -172,7 +172,10 @@ cdef class CpuProbe:
 
     cdef object _interpreter_limit(self):
         if self._environ is None and sys.version_info >= (3, 13):
-            return os.process_cpu_count()
+            try:
+                return os.process_cpu_count()
+            except OSError:                # it asks for the mask itself
+                return None
         # Older interpreters do not know the variable; it is honoured all the same,
         # and a value that newer ones would refuse to start with is no limit.
         environ = os.environ if self._environ is None else self._environ
