@@ -7,7 +7,7 @@ from fastjob._core.lending cimport Link
 from fastjob._core.results cimport ResultStream
 from fastjob._core.status cimport Slot, StatusPage
 from fastjob._core.wake cimport Wake
-from fastjob._core.wire cimport Channel
+from fastjob._core.wire cimport Channel, Header
 
 
 cdef class Batch:
@@ -23,6 +23,10 @@ cdef class Batch:
     cdef list blocks            # out-of-band buffers of each item (list or None)
     cdef bint column
     cdef Py_ssize_t done        # tasks whose results have come
+    cdef int64_t input_ns       # spent in taking its tasks from the input
+    cdef int64_t pickle_ns      # in pickling what was left for the batch
+    cdef int64_t sent_at
+    cdef Py_ssize_t nbytes      # of what was sent, less what is shared
     cdef int deaths             # workers that died while they held it
     cdef object avoid           # the peer that failed its task
 
@@ -100,4 +104,7 @@ cdef class Dispatcher:
     cdef int fail(self, Batch batch, Py_ssize_t at, object error, object text,
                   double elapsed, Peer peer) except -1
     cdef int wait_time(self) except -2
+    cdef int record(self, Peer peer, Batch batch, const Header *head, int64_t decoded,
+                    long long n_bytes) except -1
+    cdef int note(self, object kind, Peer peer, object text) except -1
     cdef int check_timeouts(self) except -1

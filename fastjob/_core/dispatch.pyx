@@ -487,7 +487,8 @@ cdef class Dispatcher:
                         break
         if i == 0:
             return None
-        self.tuner.produced(i, now_ns() - began)
+        batch.input_ns = now_ns() - began
+        self.tuner.produced(i, batch.input_ns)
         if self.out is not None:
             self.out.extend([None] * i)
         self.counters.dispatched_tasks += i
@@ -614,7 +615,7 @@ cdef class Dispatcher:
         cdef bytes body
         cdef int flags = 0
         cdef uint32_t n = <uint32_t>batch.size()
-        cdef int64_t number = 0
+        cdef int64_t number = 0, began = now_ns()
         if not peer.fresh:
             peer.fresh = True
             peer.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
@@ -661,6 +662,9 @@ cdef class Dispatcher:
             body = peer.link.lend(block)
         batch.number = peer.sent
         batch.done = 0
+        batch.sent_at = now_ns()
+        batch.pickle_ns = batch.sent_at - began
+        batch.nbytes = PyBytes_GET_SIZE(body)
         peer.sent += 1
         fj_store(&peer.slot.claim[batch.number & 1], claim_word(0, n))
         peer.batches.append(batch)
@@ -863,11 +867,13 @@ cdef class Dispatcher:
         cdef object failures = None
         cdef Py_ssize_t at
         cdef long long n_bytes = PyBytes_GET_SIZE(body)
+        cdef int64_t decoded
         if head.kind != REPLY or not peer.batches:
             raise WireError("a reply that nothing was asked for")
         batch = peer.batches[0]
         if head.number != batch.number or batch.done + head.count > batch.size():
             raise WireError("a reply to another batch")
+        decoded = now_ns()
         content = self.unpacked(peer, body)
         if head.flags & FAILED:
             results, failures = load(content)
@@ -881,6 +887,8 @@ cdef class Dispatcher:
         body = content = None
         if head.count:
             self.tuner.ran(head.count, head.stamp, n_bytes)
+            if self.call.timeline is not None:
+                self.record(peer, batch, &head, now_ns() - decoded, n_bytes)
         if head.flags & FINAL:
             del peer.batches[0]
         if head.flags & RETIRED:
@@ -892,6 +900,26 @@ cdef class Dispatcher:
                 self.deliver(batch, at, results, n_bytes)
         else:
             self.deliver_some(peer, batch, results, failures)
+        return 0
+
+    cdef int record(self, Peer peer, Batch batch, const Header *head, int64_t decoded,
+                    long long n_bytes) except -1:
+        """Tell the timeline of the tasks that a reply reports."""
+        cdef int64_t start = head.ended - head.stamp
+        cdef bint first = batch.done == 0
+        self.call.timeline.batch(
+            peer.slot.pid, start, head.ended, head.count, batch.index(batch.done),
+            input_ns=batch.input_ns if first else 0,
+            pickle_ns=batch.pickle_ns if first else 0,
+            wait_ns=max(0, start - batch.sent_at) if first else 0,
+            unpickle_ns=decoded, bytes_out=batch.nbytes if first else 0,
+            bytes_in=n_bytes)
+        return 0
+
+    cdef int note(self, object kind, Peer peer, object text) except -1:
+        """Tell the timeline of something that is not a batch."""
+        if self.call.timeline is not None:
+            self.call.timeline.event(kind, peer.slot.pid, now_ns(), text)
         return 0
 
     cdef int deliver(self, Batch batch, Py_ssize_t at, list results,
@@ -942,6 +970,7 @@ cdef class Dispatcher:
         if attempts <= self.call.retries:
             self.attempts[index] = attempts
             self.counters.retried_tasks += 1
+            self.note("retry", peer, f"task {index}, attempt {attempts + 1}")
             again = batch.only(at)
             again.avoid = peer
             self.ready.insert(0, again)
@@ -953,6 +982,7 @@ cdef class Dispatcher:
 
             error = failure.unpack(error)
         self.counters.failed_tasks += 1
+        self.note("error", peer, f"task {index}: {type_name(error)}")
         if not self.call.return_errors:
             raise error
         if text is None:
@@ -1004,6 +1034,7 @@ cdef class Dispatcher:
         cdef Peer other
         self.changed = True
         self.losses += 1
+        self.note("death", peer, f"worker process {peer.slot.pid} ended")
         died = self.pool.explain(peer)
         if "unborn" in died:
             if self.has_other(peer):
@@ -1051,6 +1082,7 @@ cdef class Dispatcher:
                 # follows, tells whether this one has finished in the meantime.
                 peer.take_all_back()
                 peer.timed_out = True
+                self.note("timeout", peer, f"over {self.call.timeout} s")
                 self.pool.kill(peer)
         return 0
 

@@ -29,7 +29,7 @@ cdef enum Flag:
 
 
 cdef struct Header:
-    # 40 bytes, written by the sender, checked by the receiver
+    # 48 bytes, written by the sender, checked by the receiver
     uint32_t magic
     unsigned char kind
     unsigned char flags
@@ -38,7 +38,8 @@ cdef struct Header:
     uint32_t count
     uint64_t size           # bytes of the body
     int64_t stamp
-    int64_t extra           # BATCH: index of the first task; or number of function
+    int64_t extra           # BATCH: index of the first task; REPLY: bytes of tokens
+    int64_t ended           # REPLY: when the last task ended, CLOCK_MONOTONIC ns
 
 
 cdef class Channel:
@@ -55,7 +56,7 @@ cdef class Channel:
 
     cdef int put(self, Kind kind, int flags, uint32_t number, uint32_t count,
                  int64_t stamp, int64_t extra, const void *body, size_t size,
-                 list fds) except -1
+                 list fds, int64_t ended=*) except -1
     cdef bint pending(self) noexcept
     cdef int flush(self, bint wait) except -1
     cdef Py_ssize_t receive(self, bint wait) except -2

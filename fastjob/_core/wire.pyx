@@ -101,7 +101,7 @@ cdef class Channel:
 
     cdef int put(self, Kind kind, int flags, uint32_t number, uint32_t count,
                  int64_t stamp, int64_t extra, const void *body, size_t size,
-                 list fds) except -1:
+                 list fds, int64_t ended=0) except -1:
         """Append a frame to what is to be written; `flush` writes."""
         cdef Header header
         cdef size_t need = sizeof(Header) + size
@@ -120,6 +120,7 @@ cdef class Channel:
         header.size = size
         header.stamp = stamp
         header.extra = extra
+        header.ended = ended
         memcpy(self.out + self.out_end, &header, sizeof(Header))
         if size:
             memcpy(self.out + self.out_end + sizeof(Header), body, size)

@@ -340,6 +340,7 @@ cdef class Worker:
         cdef object data, what = results
         cdef list blocks = None
         cdef bytes tokens
+        cdef int64_t ended = now_ns()
         cdef uint32_t count = <uint32_t>len(results)
         try:
             if failures is not None:
@@ -365,10 +366,10 @@ cdef class Worker:
             data = tokens if flags & BLOCK else tokens + data
             self.channel.put(REPLY, flags | LOANS, head.number, count, busy,
                              PyBytes_GET_SIZE(tokens), PyBytes_AS_STRING(data),
-                             PyBytes_GET_SIZE(data), self.link.take_fds())
+                             PyBytes_GET_SIZE(data), self.link.take_fds(), ended)
         else:
             self.channel.put(REPLY, flags, head.number, count, busy, 0,
-                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None)
+                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None, ended)
         self.channel.flush(True)
         return 0
 
