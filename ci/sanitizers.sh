@@ -22,4 +22,4 @@ export LD_PRELOAD=$(gcc -print-file-name=libasan.so)
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export PYTHONMALLOC=malloc
-pytest --timeout 600 -m "not native_speed" "$@"
+pytest --timeout 600 "$@"

@@ -42,6 +42,15 @@ def a_generator() -> None:
         assert_type(item, float)
 
 
+def without_delayed() -> None:
+    parallel = Parallel(n_jobs=2)
+    assert_type(parallel.map(area, [1.0], [2.0]), list[float])
+    assert_type(parallel.starmap(name, [(1,)]), list[str])
+    lazy = Parallel(return_as="generator")
+    assert_type(lazy.map(name, range(3)), Iterator[str])
+    assert_type(lazy.starmap(area, [(1.0, 2.0)]), Iterator[float])
+
+
 def the_arguments_are_checked() -> None:
     delayed(area)("wide")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     delayed(name)()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
