@@ -24,12 +24,6 @@ from fastjob.errors import RemoteTraceback, TaskError, TaskTimeoutError
 WAIT = 30.0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_threads_stay(nothing_left_behind_by_module):
-    yield
-    end_idle_threads()
-
-
 def call_of(n_jobs=2, **options):
     options.setdefault("ahead", 2 * n_jobs)
     return Call(n_jobs, **options)
@@ -41,6 +35,15 @@ def engine(n_jobs=2, **options):
 
 def square(x):
     return x * x
+
+
+def end_threads():
+    """End all threads of the pool; they have then left the calls that they served."""
+    threads = [t for t in threading.enumerate() if t.name.startswith("fastjob-thread")]
+    end_idle_threads()
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive()
 
 
 class Value:
@@ -393,7 +396,7 @@ class TestErrors:
         def start(self):
             raise RuntimeError("can't start new thread")
 
-        end_idle_threads()
+        end_threads()
         monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(RuntimeError, match="can't start"):
             engine(n_jobs).run([delayed(square)(1)] * 5)
@@ -407,7 +410,7 @@ class TestErrors:
             started.append(self)
             start(self)
 
-        end_idle_threads()
+        end_threads()
         monkeypatch.setattr(threading.Thread, "start", start_one)
         tasks = (delayed(square)(i) for i in range(50))
         assert engine(4).run(tasks) == [square(i) for i in range(50)]
@@ -551,29 +554,29 @@ class TestContext:
         assert entered == ["inner"]
         assert self.variable.get() == "unset"
 
-    def test_limits_are_held_by_each_thread_while_it_serves(self):
+    def test_inner_threads_are_limited_while_a_task_runs(self, monkeypatch):
+        from fastjob import inner_threads
+
         events = []
 
         class Limits:
+            def __init__(self, limit):
+                events.append(limit)
+
             def __enter__(self):
-                events.append("enter")
-                return self
-
-            def __exit__(self, *exc_info):
-                events.append("exit")
-
-            def in_thread(self):
                 return self
 
             def refresh(self):
                 events.append("refresh")
 
-        end_idle_threads()
-        run = ThreadEngine(call_of(1), None, Limits).run
-        assert run([delayed(events.append)("task")] * 2) == [None, None]
-        assert in_thread(lambda: None)() is None
-        once = ["refresh", "task"]
-        assert events[:6] == ["enter", "enter", *once, *once]
+            def __exit__(self, *exc_info):
+                events.append("exit")
+
+        monkeypatch.setattr(inner_threads, "limit_inner_threads", Limits)
+        run = engine(1, inner_max_num_threads=3).run
+        run([delayed(events.append)("task")] * 2)
+        end_threads()
+        assert events == [3, "refresh", "task", "refresh", "task", "exit"]
 
 
 class TestInterrupts:
@@ -625,7 +628,7 @@ class TestInterrupts:
 
 class TestThreads:
     def test_are_reused(self):
-        end_idle_threads()
+        end_threads()
         first = set(engine(1).run([delayed(threading.get_ident)()] * 3))
         for _ in range(20):
             while not count_idle_threads():
@@ -638,7 +641,7 @@ class TestThreads:
         assert thread.daemon
 
     def test_end_after_their_idle_time(self):
-        end_idle_threads()
+        end_threads()
         call = call_of(1, options={"idle_worker_timeout": 0.01})
         (thread,) = ThreadEngine(call).run([delayed(threading.current_thread)()])
         thread.join(WAIT)
@@ -659,7 +662,7 @@ class TestThreads:
             assert engine(2, **call).run([delayed(square)(i)] * 2) == [square(i)] * 2
 
     def test_an_idle_thread_keeps_nothing_of_a_call(self):
-        end_idle_threads()
+        end_threads()
         value = Value()
         gone = weakref.ref(value)
         engine(1).run([delayed(lambda value: None)(value)])

@@ -386,6 +386,8 @@ cdef class ThreadEngine(Service):
                 lock_leaf(self.lock)
                 self.waking -= 1
         finished = self.is_finished()
+        # Others may sleep because as many tasks ran as may; nobody else wakes them.
+        self.dismiss()
         unlock_leaf(self.lock)
         if finished:
             self.results.finish()
@@ -569,6 +571,8 @@ cdef class ThreadEngine(Service):
                 lock_leaf(self.lock)
             self.reporting = False
         finished = self.is_finished()
+        if finished:
+            self.dismiss()
         unlock_leaf(self.lock)
         if finished:
             self.results.finish()
@@ -714,6 +718,8 @@ cdef class ThreadEngine(Service):
         lock_leaf(self.lock)
         whom = self.choose(&sleeper)
         finished = self.is_finished()
+        if finished:
+            self.dismiss()
         unlock_leaf(self.lock)
         if finished:
             self.results.finish()

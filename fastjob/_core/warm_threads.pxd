@@ -15,6 +15,7 @@ cdef class Service:
 cdef class WarmThread:
     # Fixed when made.
     cdef long long epoch
+    cdef long long generation
 
     # Rung by whoever takes the thread from a list of sleepers: the pool's, or that
     # of the service it is leased to.  A sleeping thread is in exactly one.

@@ -7,7 +7,7 @@ two calls: calls made from several threads, or from inside a task, share none.
 Guarantees
 ----------
 * `lease` never waits for a busy thread: where none is idle it starts one.
-* An idle thread ends after its ``idle_timeout``.
+* An idle thread ends after its ``idle_timeout``, or when it is told to.
 * The threads are daemons: they never hold up the end of the interpreter.
 * After ``os.fork`` the child starts with no threads and a lock of its own.
 
@@ -36,6 +36,7 @@ from fastjob._core.locks cimport (
 cdef PyThread_type_lock pool_lock = new_leaf()
 cdef list idle = []
 cdef long long epoch = 0
+cdef long long generation = 0  # changes when the threads made so far shall end
 cdef long long n_started = 0
 
 cdef double LONGEST_WAIT = 1e8  # seconds; three years, and it fits the lock's argument
@@ -50,6 +51,7 @@ cdef class Service:
 cdef class WarmThread:
     def __cinit__(self):
         self.epoch = epoch
+        self.generation = generation
         self.bell = new_bell()
 
     def __dealloc__(self):
@@ -71,7 +73,7 @@ cdef class WarmThread:
         cdef double now, end = time.monotonic() + min(self.idle_timeout, LONGEST_WAIT)
         cdef bint ending = False
         lock_leaf(pool_lock)
-        if self.epoch != epoch:
+        if self.epoch != epoch or self.generation != generation:
             unlock_leaf(pool_lock)
             return False
         idle.append(self)
@@ -123,14 +125,17 @@ cdef int lease(Service service, double idle_timeout) except -1:
 
 
 def end_idle_threads():
-    """Tell all idle threads to end now."""
+    """Tell all idle threads to end now, and the others when they have nothing to do."""
+    global generation, idle
+    cdef list ending
     cdef WarmThread thread
-    while True:
-        lock_leaf(pool_lock)
-        thread = idle.pop() if idle else None
-        unlock_leaf(pool_lock)
-        if thread is None:
-            return
+    nobody = []
+    lock_leaf(pool_lock)
+    generation += 1
+    ending = idle
+    idle = nobody
+    unlock_leaf(pool_lock)
+    for thread in ending:
         thread.service = None
         ring(thread.bell)
 
