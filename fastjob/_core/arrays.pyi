@@ -7,6 +7,8 @@ from typing_extensions import Buffer
 from fastjob._core.lending import Link
 from fastjob._core.segments import Block, Store
 
+RESULT_MIN_NBYTES: int
+
 @final
 class Sharer:
     store: Store

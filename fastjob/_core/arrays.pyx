@@ -58,6 +58,11 @@ import sys
 import weakref
 
 
+# Bytes from which a buffer of a result travels in shared memory.  A block wins from 16
+# kB on when it is warm, and loses below 64 kB when its memory is fresh; see README.md.
+RESULT_MIN_NBYTES = 1 << 16
+
+
 @cython.final
 cdef class Shared:
     """A buffer of the caller that has been copied into a block."""

@@ -4,7 +4,7 @@ from fastjob._core.segments cimport Block, Region
 
 cdef enum:
     TABLE_HEADER = 4096
-    TABLE_SLOTS = 1 << 24
+    TABLE_SLOTS = 16777216
     MAX_REGIONS = 2048
 
 # The states of a slot, one byte each; who writes them, and what they mean:

@@ -110,7 +110,7 @@ import os
 from threading import get_ident
 
 cdef enum:
-    TABLE_BYTES = TABLE_HEADER + TABLE_SLOTS
+    TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS
     DROP_AT_ONCE = 256
 
 cdef char no_slots[PAGE]
@@ -342,7 +342,7 @@ cdef class Link:
         lock()
         slot = self.lent.head.high
         if self.unused_count:
-            self.unused_count -= 1
+            self.unused_count = self.unused_count - 1
             slot = self.unused[self.unused_count]
         elif slot == TABLE_SLOTS:
             error = 1
@@ -367,7 +367,7 @@ cdef class Link:
         if not error:
             Py_INCREF(block)
             self.loans[slot] = <void *>block
-            self.outstanding += 1
+            self.outstanding = self.outstanding + 1
             shm_store(self.lent.slots + slot, LENT)
             if slot == self.lent.head.high:
                 shm_store64(&self.lent.head.high, slot + 1)
@@ -410,10 +410,10 @@ cdef class Link:
             self.loans[slot] = NULL
             shm_store(found, FREE)
             self.unused[self.unused_count] = <unsigned int>slot
-            self.unused_count += 1
+            self.unused_count = self.unused_count + 1
             count += 1
             start = found + 1
-        self.outstanding -= count
+        self.outstanding = self.outstanding - count
         return count
 
     # The receiver's side.
@@ -531,7 +531,7 @@ cdef class Link:
             state = shm_load(self.lent.slots + slot)
             if block != NULL and state != INHERITED and state != INHERITED_DROPPED:
                 self.loans[slot] = NULL
-                self.outstanding -= 1
+                self.outstanding = self.outstanding - 1
                 Py_DECREF(<object><PyObject *>block)
         self.lent = None
         self.numbers.clear()

@@ -2,7 +2,7 @@
 
 cdef enum:
     GRANULE_BITS = 16
-    GRANULE = 1 << GRANULE_BITS  # bytes; blocks start at, and are, multiples of it
+    GRANULE = 65536  # bytes, 2**GRANULE_BITS; blocks start at multiples of it
     PAGE = 4096
     CLASSES = 160
 

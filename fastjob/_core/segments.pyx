@@ -91,9 +91,9 @@ from fastjob._core.shm cimport (
 import os
 
 cdef enum:
-    FIRST_REGION = 64 << 20  # bytes
-    ZEROS = 1 << 18          # bytes; a reservation without data is written in these
-    LARGE = 64 << 20         # bytes; not reserved in memory without asking for its size
+    FIRST_REGION = 67108864  # bytes
+    ZEROS = 262144           # bytes; a reservation without data is written in these
+    LARGE = 67108864         # bytes; not reserved in memory without asking for its size
 
 # The places that are memory: anonymous, and the folder of shared memory.
 cdef tuple MEMORY = (None, "/dev/shm")
@@ -404,8 +404,8 @@ cdef class Store:
         block.epoch = epoch
         block.extent = extent
         lock()
-        self.live_blocks += 1
-        self.live_bytes += extent.warm
+        self.live_blocks = self.live_blocks + 1
+        self.live_bytes = self.live_bytes + extent.warm
         if source != NULL:
             self.copies += 1
             self.copied_bytes += nbytes
@@ -516,8 +516,8 @@ cdef class Store:
             stack = following
         while extent != NULL:
             following = extent.next
-            self.live_blocks -= 1
-            self.live_bytes -= extent.warm
+            self.live_blocks = self.live_blocks - 1
+            self.live_bytes = self.live_bytes - extent.warm
             self.push_free(extent)
             extent = following
 
@@ -542,7 +542,7 @@ cdef class Store:
         else:
             self.oldest = extent
         self.newest = extent
-        self.warm_bytes += extent.warm
+        self.warm_bytes = self.warm_bytes + extent.warm
 
     cdef void unlink_warm(self, Extent *extent) noexcept nogil:
         """Take an extent out of its class and the order of age; under the mutex."""
@@ -560,7 +560,7 @@ cdef class Store:
             extent.newer.older = extent.older
         else:
             self.newest = extent.older
-        self.warm_bytes -= extent.warm
+        self.warm_bytes = self.warm_bytes - extent.warm
 
     cdef Extent *pop_warm(self, int size_class, size_t nbytes) noexcept nogil:
         """Take a free extent that has memory, the last used first; under the mutex.
@@ -598,7 +598,7 @@ cdef class Store:
         extent.place = self.place
         extent.sibling = self.extents
         self.extents = extent
-        self.carved += capacity
+        self.carved = self.carved + capacity
         return extent
 
     cdef Extent *pop_excess(self, double now) noexcept nogil:
