@@ -59,7 +59,10 @@ def test_the_callers_dict_is_not_shared():
 
 def test_no_name_is_taken_from_the_keywords():
     task = delayed(Recorder())(function=1, self=2, args=3, kwargs=4, cls=5)
-    assert run_one(task) == ((), dict(function=1, self=2, args=3, kwargs=4, cls=5))
+    assert run_one(task) == (
+        (),
+        {"function": 1, "self": 2, "args": 3, "kwargs": 4, "cls": 5},
+    )
 
 
 def test_the_function_can_be_given_by_keyword():

@@ -31,9 +31,9 @@ class Value:
 class Failing:
     """Fails the first few times that it is called."""
 
-    def __init__(self, failures, error=ValueError("not yet")):
+    def __init__(self, failures, error=None):
         self.failures = failures
-        self.error = error
+        self.error = error or ValueError("not yet")
         self.calls = 0
 
     def __call__(self):

@@ -116,9 +116,11 @@ class TestResults:
     def test_come_in_order_whatever_the_window(
         self, ahead, ahead_in_batches, batch_size
     ):
-        options = dict(
-            ahead=ahead, ahead_in_batches=ahead_in_batches, batch_size=batch_size
-        )
+        options = {
+            "ahead": ahead,
+            "ahead_in_batches": ahead_in_batches,
+            "batch_size": batch_size,
+        }
         call = call_of(3, **options)
         results = ThreadEngine(call).run(delayed(square)(i) for i in range(100))
         assert results == [square(i) for i in range(100)]
@@ -160,7 +162,7 @@ class TestWindow:
         log = []
 
         def produce():
-            for i in range(8):
+            for _ in range(8):
                 log.append("taken")
                 yield delayed(log.append)("completed")
 
@@ -657,7 +659,7 @@ class TestThreads:
         assert not thread.is_alive()
 
     def test_leases_that_meet_the_end_of_the_idle_time_are_not_lost(self):
-        call = dict(options={"idle_worker_timeout": 1e-5})
+        call = {"options": {"idle_worker_timeout": 1e-5}}
         for i in range(300):
             assert engine(2, **call).run([delayed(square)(i)] * 2) == [square(i)] * 2
 
