@@ -11,7 +11,7 @@ import threading
 import pytest
 from peer import Peer
 
-from fastjob._core import segments
+from fastjob._core import lending, segments
 from fastjob._core.segments import Store
 
 MB = 1 << 20
@@ -398,6 +398,40 @@ def test_a_forked_child_of_the_owner_changes_nothing_for_it(store, peer):
     del view
     store.collect()
     assert peer("counts")["live"] == 0
+
+
+def test_a_fork_that_fails_delays_nothing(store, peer):
+    view = peer.fetch(MB, 7)
+    before = os.listdir("/proc/self/fd")
+    lending.before_fork()
+    lending.after_fork_in_parent()  # which is what `os.fork` calls when it fails
+    del view
+    store.collect()
+    assert peer("counts")["live"] == 0
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_without_a_descriptor_to_watch_a_child_its_views_are_kept(run_python):
+    done = run_python(
+        "import os, sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from peer import Peer\n"
+        "from fastjob._core.segments import Store\n"
+        "def no_pipe():\n"
+        "    raise OSError(24, 'Too many open files')\n"
+        "store = Store()\n"
+        "with Peer() as peer:\n"
+        "    view = peer.fetch(1000, 7)\n"
+        "    os.pipe = no_pipe\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "    del view\n"
+        "    store.collect()\n"
+        "    print(peer('counts')['live'])\n"
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_a_child_that_replaces_itself_lets_go(store, peer):
