@@ -18,10 +18,9 @@ An engine, if ``call.timeline`` is not None, from any thread:
   a thread.  Times are ``time.monotonic_ns()``, which is one clock for all processes,
   taken where the tasks ran: when the first began and when the last ended.  What else it
   knows goes in the other parameters; 0 is unknown.  An engine that runs single tasks
-  (threads, sequential) joins those that follow each other on one worker until some
-  `RESOLUTION_NS` have passed, and reports them as one batch, so that a task of a
-  microsecond does not cost one more.
-- ``task(worker, start_ns, end_ns, index)`` for single tasks above `RESOLUTION_NS` in a
+  joins those that follow each other on one worker (``_core/spans.pyx``), so that a
+  task of a microsecond does not cost one more.
+- ``task(worker, start_ns, end_ns, index)`` for single tasks of a millisecond or more in a
   batch of several, if it knows them.  A batch of one is taken as a task by itself.
 - ``event(kind, worker, time_ns, text)`` for what is not a batch: ``"error"`` (a task
   failed for good), ``"retry"``, ``"death"``, ``"timeout"``, ``"start"`` (a worker was
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CallTimeline", "Recorder"]
 
-RESOLUTION_NS = 1_000_000
 MAX_SPANS = 20_000  # about 1 MB of page, and more than a screen has columns
 MAX_EVENTS = 1_000
 MAX_CALLS = 1_000

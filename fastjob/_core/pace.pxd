@@ -4,7 +4,7 @@
 # Reading a clock after each task would cost 5 % of a task that only calls a function.
 # So the clock is the coarse one (a load from a page that the kernel keeps), and while
 # tasks are short it is read after every eighth only.  A read that finds the clock
-# moved, by one of its ticks of some milliseconds, makes the next read come after one
+# moved, by a millisecond or one of its ticks, makes the next read come after one
 # task again: with long tasks every task is looked at, and where short tasks turn into
 # long ones at most seven go unseen.  Whoever uses it reports the rest at the end.
 #
@@ -35,6 +35,7 @@ cdef extern from *:
 
 cdef enum:
     MAX_STRIDE = 8
+    TICK_NS = 1000000
 
 
 cdef struct Pace:
@@ -61,7 +62,7 @@ cdef inline bint pace_due(Pace *pace) noexcept nogil:
     if pace.left > 0:
         return False
     now = pace_now()
-    if now != pace.seen:
+    if now - pace.seen >= TICK_NS:
         pace.stride = 1
     elif pace.stride < MAX_STRIDE:
         pace.stride *= 2

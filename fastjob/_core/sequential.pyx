@@ -9,6 +9,7 @@ nothing would ever look for Ctrl-C; the loop does, every so many tasks.
 """
 
 import time
+from _thread import get_native_id
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
@@ -18,6 +19,7 @@ from fastjob._core.call cimport Call, Counters
 from fastjob._core.delayed cimport as_task, run_task
 from fastjob._core.pace cimport Pace, pace_due, pace_start
 from fastjob._core.results cimport handle_pending
+from fastjob._core.spans cimport Spans
 
 from fastjob.errors import TaskError
 from fastjob.failure import attach
@@ -48,6 +50,7 @@ cdef class SequentialEngine:
     cdef Pace pace
     cdef long long unreported    # tasks completed since on_batch was called
     cdef long long batch
+    cdef Spans spans             # None unless there is a timeline
     cdef bint timed
     cdef object iterator         # None before the call and after its end
     cdef bint inside             # a task or the input is running
@@ -64,19 +67,19 @@ cdef class SequentialEngine:
         """Run all tasks and return their results in order."""
         cdef list results = []
         cdef object value
-        self.iterator = iter(tasks)
+        self.begin(tasks, True)
         try:
             value = self.step()
             while value is not END:
                 results.append(value)
                 value = self.step()
         finally:
-            self.iterator = None
+            self.finish()
         return results
 
     def stream(self, tasks):
         """Return an iterator over the results, each computed when it is asked for."""
-        self.iterator = iter(tasks)
+        self.begin(tasks, False)
         return self
 
     def __iter__(self):
@@ -96,14 +99,28 @@ cdef class SequentialEngine:
             raise
         finally:
             self.inside = False
+            if self.iterator is None:  # an error, or closed by the task
+                self.finish()
         if value is END:
-            self.iterator = None
+            self.finish()
             raise StopIteration
         return value
 
     def close(self):
         """End the call: no further task is taken."""
+        self.finish()
+
+    cdef int begin(self, tasks, bint alone) except -1:
+        self.iterator = iter(tasks)
+        if self.call.timeline is not None:
+            self.spans = Spans(self.call.timeline, get_native_id(), alone)
+        return 0
+
+    cdef int finish(self) except -1:
         self.iterator = None
+        if self.spans is not None and not self.inside:
+            self.spans.flush()
+        return 0
 
     # Take the next task, run it and return its result, or END.
     cdef object step(self):
@@ -130,10 +147,14 @@ cdef class SequentialEngine:
             self.counters.dispatched_batches += 1
         if self.timed:
             started = time.monotonic()
+        if self.spans is not None:
+            self.spans.begin(index)
         try:
             value = run_task(task)
         except BaseException as error:
             value = self.recover(task, index, error, started)
+        if self.spans is not None:
+            self.spans.done()
         task = None
         self.counters.completed_tasks += 1
         if self.on_batch is not None:
@@ -157,6 +178,8 @@ cdef class SequentialEngine:
         while isinstance(error, Exception) and attempt <= self.call.retries:
             attempt += 1
             self.counters.retried_tasks += 1
+            if self.spans is not None:
+                self.spans.tell("retry", f"task {index}, attempt {attempt}")
             started = time.monotonic()
             try:
                 return run_task(task)
@@ -165,6 +188,8 @@ cdef class SequentialEngine:
         self.counters.failed_tasks += 1
         elapsed = time.monotonic() - started
         text = attach(error, index, task[0], task[1], task[2], self.call.show_values)
+        if self.spans is not None:
+            self.spans.tell("error", text.split("\n", 2)[1])
         if not (self.call.return_errors and isinstance(error, Exception)):
             raise error
         return TaskError(index, error, text, attempt, elapsed)
