@@ -28,6 +28,7 @@ from fastjob._core.libc cimport (
 )
 
 import os
+from _socket import socketpair
 
 cdef enum:
     MAGIC = 0x314A4246
@@ -59,6 +60,16 @@ cdef char *grown(char *data, size_t start, size_t end, size_t room,
     free(data)
     new_room[0] = size
     return fresh
+
+
+def pair():
+    """Two channels that are connected with each other.
+
+    In compiled code, so that no interrupt comes between the making of a descriptor
+    and the object that will close it.
+    """
+    ours, theirs = socketpair()
+    return Channel(ours.detach()), Channel(theirs.detach())
 
 
 @cython.final

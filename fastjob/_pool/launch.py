@@ -14,6 +14,7 @@ from __future__ import annotations
 import marshal
 import os
 import sys
+from _signal import SIGINT  # signal itself builds enums
 from _socket import (  # socket itself costs 5 ms to import
     AF_UNIX,
     SCM_RIGHTS,
@@ -21,13 +22,18 @@ from _socket import (  # socket itself costs 5 ms to import
     SOL_SOCKET,
     socketpair,
 )
+from functools import partial
 
 from fastjob._core.status import StatusPage
 from fastjob.errors import NurseryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
+    from _weakref import ref
     from collections.abc import Iterable
+
+    from fastjob._core.dispatch import Peer
 
 #: While the nursery imports a library, its thread pool must not come to life: a
 #: process with a second thread cannot be forked safely.  numba is not among them: it
@@ -91,16 +97,19 @@ def search_path() -> list[str]:
 
 
 class Nursery:
-    """A running nursery.
+    """A nursery: not started, running, or gone.
+
+    Whoever makes one can keep it before it is started, so that an interrupt at any
+    moment leaves nothing behind that nobody knows of.
 
     Attributes
     ----------
     page : StatusPage
         Shared with the nursery and its workers.
-    pid : int
-        Process number of the nursery.
     preloaded : set of str
         Modules that it has been asked to import.
+    owners : dict
+        Slot of the page -> weak reference to the `Peer` that used it last.
     """
 
     def __init__(self) -> None:
@@ -112,27 +121,39 @@ class Nursery:
             )
         self.page = StatusPage()
         self.preloaded: set[str] = set()
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._control = ours
+        self.owners: dict[int, ref[Peer]] = {}
+        self._next_slot = 0
+        self._pids: list[int] = []
+        self._control: socket | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Start the process; requests can be made at once."""
+        self._control, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         boot = BOOT.format(path=search_path(), site=needs_site())
+        spawn = partial(
+            os.posix_spawn,
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
+            # Ctrl-C reaches it too, and must not end it before it has a handler.
+            setsigmask=(SIGINT,),
+        )
+        argv = [sys.executable, *interpreter_options(), "-c", boot]
+        environ = {**os.environ, **ONE_THREAD}
         try:
-            self.pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, *interpreter_options(), "-c", boot],
-                {**os.environ, **ONE_THREAD},
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
-                setsigmask=(),
-            )
+            # In one call of C code, which no signal handler can interrupt between the
+            # start of the process and the moment when its number is known.
+            self._pids.extend(map(spawn, [sys.executable], [argv], [environ]))
         except OSError as error:
-            ours.close()
             raise NurseryError(
                 f"Cannot start {sys.executable} to make worker processes: {error}."
             ) from error
         finally:
             theirs.close()
         self._tell(("page",), self.page.fd)
+        self._ready = True
 
     def _tell(self, message: tuple[object, ...], fd: int = -1) -> None:
+        assert self._control is not None, "started"
         passed = (
             [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))] if fd >= 0 else []
         )
@@ -152,35 +173,66 @@ class Nursery:
         """Have a worker killed, unless it has ended already."""
         self._tell(("kill", slot))
 
+    def free_slot(self) -> int:
+        """A slot of the page that no living worker writes to."""
+        page = self.page
+        for step in range(page.n_slots):
+            slot = (self._next_slot + step) % page.n_slots
+            owner = self.owners.get(slot)
+            if owner is None or (owner() is None and page.ended(slot)):
+                self._next_slot = slot + 1
+                return slot
+        raise NurseryError(
+            f"All {page.n_slots} places for worker processes are taken.",
+            "Use fewer workers, or fewer calls at the same time.",
+        )
+
+    def in_use(self) -> bool:
+        """Whether somebody holds a worker of it that is not lost."""
+        peers = [owner() for owner in list(self.owners.values())]
+        return any(peer is not None and not peer.lost for peer in peers)
+
     def close(self) -> None:
         """Tell the nursery to end its workers and itself."""
-        self._control.close()
+        self._ready = False
+        if self._control is not None:
+            self._control.close()
 
     def wait(self, seconds: float) -> bool:
         """Reap the nursery; False if it has not ended within `seconds`."""
+        if not self._running():
+            return True
+        try:
+            watch = os.pidfd_open(self._pids[0])
+        except (OSError, AttributeError):
+            return self._poll(seconds)
         import select
 
         try:
-            watch = os.pidfd_open(self.pid)
-        except (OSError, AttributeError):
-            watch = -1
-        try:
-            if watch >= 0:
-                select.select([watch], [], [], seconds)
-            return os.waitpid(self.pid, os.WNOHANG if watch >= 0 else 0)[0] != 0
-        except ChildProcessError:
-            return True  # the user's code reaped it
+            select.select([watch], [], [], seconds)
         finally:
-            if watch >= 0:
-                os.close(watch)
+            os.close(watch)
+        return not self._running()
+
+    def _poll(self, seconds: float) -> bool:
+        """`wait` on systems that cannot wait for a child with a time limit."""
+        import time
+
+        deadline = time.monotonic() + seconds
+        while self._running():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return True
 
     def alive(self) -> bool:
-        """Whether the nursery still runs."""
+        """Whether it can be asked for workers."""
+        return self._ready and self._running()
+
+    def _running(self) -> bool:
+        if not self._pids:
+            return False
         try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
+            return os.waitpid(self._pids[0], os.WNOHANG)[0] == 0
         except ChildProcessError:
-            try:
-                os.kill(self.pid, 0)
-            except OSError:
-                return False
-            return True
+            return False  # reaped: here, by code of the user, or by the system

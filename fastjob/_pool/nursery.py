@@ -23,6 +23,7 @@ No way of dying leaves a process behind:
 
 from __future__ import annotations
 
+import errno
 import gc
 import marshal
 import os
@@ -57,7 +58,9 @@ class Nursery:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         # Ctrl-C at a terminal reaches every process of the group; the caller decides.
+        # Until now it was blocked, see `launch.Nursery.start`.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def serve(self) -> None:
         """Work until the caller closes the control socket."""
@@ -84,7 +87,11 @@ class Nursery:
         if not data:
             return False
         message = marshal.loads(data)
-        if message[0] == "fork":
+        if message[0] == "fork" and fd < 0:
+            # The kernel had no descriptor left for it, and has closed the socket.
+            assert self.page is not None, "the page comes first"
+            self.page.failed(message[1], errno.EMFILE)
+        elif message[0] == "fork":
             self.fork(message[1], socket(fileno=fd))
         elif message[0] == "kill":
             self.kill(message[1])

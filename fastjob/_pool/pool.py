@@ -20,12 +20,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from _socket import socketpair
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from _weakref import ref
 
 from fastjob._core.dispatch import Peer
-from fastjob._core.wire import Channel
+from fastjob._core.pickling import dumps
+from fastjob._core.wire import pair
 from fastjob._pool.launch import Nursery
 from fastjob.errors import NurseryError
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: Seconds that the interpreter's exit waits for the workers to be gone.
 EXIT_PATIENCE = 2.0
 
+#: Seconds in which a nursery that seems to have died can be seen to have died.
+DEATH_PATIENCE = 0.1
+
 
 class Pool:
     """All worker processes that this process owns."""
@@ -44,23 +47,25 @@ class Pool:
         self._lock = allocate_lock()
         self._idle: list[Peer] = []
         self._nursery: Nursery | None = None
-        self._owners: dict[int, ref[Peer]] = {}  # slot -> who uses it
-        self._next_slot = 0
+        #: Nurseries that get no more requests to fork; calls still use their workers.
+        self._retired: list[Nursery] = []
         self._generation = 0
         self._ooms = -1
+        #: The thread that ends the interpreter, once it has begun to.
+        self._ending: int | None = None
         #: Workers started so far.
         self.n_started = 0
 
     def lease(self, n: int, peers: list[Peer], options: dict[str, Any]) -> None:
         """Append `n` workers to `peers`; they are the caller's until released.
 
-        They are appended one by one, so that an interruption loses none.
+        They are appended one by one, so that an interruption loses none. Where the
+        system has no descriptors left for so many, there can be fewer, but not none.
         """
         profile = profile_of(options)
         with self._lock:
-            nursery = self._nursery
-            if nursery is None:
-                nursery = self._start()
+            self._freeze_at_exit()
+            nursery = self._living()
             wanted = list(options.get("preload") or ())
             if "numpy" in sys.modules:
                 wanted.append("numpy")
@@ -68,8 +73,8 @@ class Pool:
                 nursery.preload(m for m in wanted if m not in nursery.preloaded)
                 # Workers from before share none of it: let them go.
                 self._generation += 1
-                self._idle.clear()
-            profile = (self._generation, *profile)
+                self._close_idle()
+            profile = (self._generation, profile)
             want = len(peers) + n
             for at in range(len(self._idle) - 1, -1, -1):
                 if len(peers) == want:
@@ -79,63 +84,82 @@ class Pool:
                     if not peer.poll_closed():
                         peers.append(peer)
             while len(peers) < want:
-                peers.append(self._fork(nursery, profile))
+                try:
+                    peers.append(self._fork(nursery, profile))
+                except OSError as error:
+                    if not peers:
+                        raise NurseryError(
+                            f"No worker process can be started: {error.strerror}."
+                        ) from error
+                    break
 
-    def _start(self) -> Nursery:
+    def _living(self) -> Nursery:
+        """The nursery to ask for workers; a new one if there is none or it has died."""
+        nursery = self._nursery
+        if nursery is not None and nursery.alive():
+            return nursery
+        if nursery is not None:
+            self._bury(nursery)
         nursery = self._nursery = Nursery()
+        nursery.start()
         self._ooms = oom_kills()
         return nursery
 
+    def _bury(self, nursery: Nursery) -> None:
+        """End a nursery and all of its workers; an interrupted end can be repeated."""
+        nursery.close()
+        if nursery is self._nursery:
+            self._close_idle()
+        nursery.wait(EXIT_PATIENCE)
+        if nursery is self._nursery:
+            self._nursery = None
+        if nursery in self._retired:
+            self._retired.remove(nursery)
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
     def _fork(self, nursery: Nursery, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
-        slot = self._free_slot(nursery)
-        ours, theirs = socketpair()
+        slot = nursery.free_slot()
+        ours, theirs = pair()
+        peer = Peer(ours, nursery.page, slot, profile)
+        # Noted before the request: an interrupt must not make the slot look free.
+        nursery.owners[slot] = ref(peer)
+        nursery.page.clear(slot)
         try:
-            nursery.page.clear(slot)
-            nursery.fork(slot, theirs.fileno())
-        except OSError as error:
-            ours.close()
-            self._nursery = None
-            nursery.close()
-            raise NurseryError(f"The worker starter is gone ({error}).") from error
+            nursery.fork(slot, theirs.fd)
         finally:
             theirs.close()
-        peer = Peer(Channel(ours.detach()), nursery.page, slot, profile)
-        self._owners[slot] = ref(peer)
         self.n_started += 1
         return peer
-
-    def _free_slot(self, nursery: Nursery) -> int:
-        """A slot that no living worker writes to."""
-        page = nursery.page
-        for step in range(page.n_slots):
-            slot = (self._next_slot + step) % page.n_slots
-            owner = self._owners.get(slot)
-            if owner is None or (owner() is None and page.ended(slot)):
-                self._next_slot = slot + 1
-                return slot
-        raise NurseryError(
-            f"All {page.n_slots} places for worker processes are taken.",
-            "Use fewer workers, or fewer calls at the same time.",
-        )
 
     def release(self, peers: list[Peer]) -> None:
         """Take workers back; those that cannot be used again end."""
         with self._lock:
+            page = None if self._nursery is None else self._nursery.page
             for peer in peers:
-                if peer.usable() and peer.page is self._page():
+                if peer.usable() and peer.page is page:
                     self._idle.append(peer)
                 else:
                     peer.close()
+            for nursery in self._retired[:]:
+                if not nursery.in_use():
+                    self._bury(nursery)
 
-    def _page(self) -> Any:
-        return None if self._nursery is None else self._nursery.page
+    def _home(self, peer: Peer) -> Nursery | None:
+        """The nursery of a worker; None once it is known to be dead."""
+        for nursery in (self._nursery, *self._retired):
+            if nursery is not None and nursery.page is peer.page:
+                return nursery
+        return None
 
     def kill(self, peer: Peer) -> None:
         """Have a worker killed, with the programs that its task has started."""
         with self._lock:
-            nursery = self._nursery
-            if nursery is not None and nursery.page is peer.page:
+            nursery = self._home(peer)
+            if nursery is not None:
                 try:
                     nursery.kill(peer.number)
                 except OSError:
@@ -150,20 +174,15 @@ class Pool:
             If nobody is left to say why: the nursery has died.
         """
         life, pid, status, peak = peer.fate()
+        if life == "alive":
+            self._question(peer)
+            life, pid, status, peak = peer.fate()
         if life == "unborn":
             return {"unborn": os.strerror(status)}
-        if life != "ended":
-            with self._lock:
-                nursery = self._nursery
-                if nursery is not None and nursery.page is peer.page:
-                    self._nursery = None
-                    self._idle.clear()
-                    nursery.close()
-                    nursery.wait(EXIT_PATIENCE)
-            raise NurseryError(
-                "The process that starts the workers was killed, and its workers "
-                "with it."
-            )
+        if life == "alive":
+            # A task has shut the worker's own socket down.
+            self.kill(peer)
+            return {"pid": pid}
         exitcode = os.waitstatus_to_exitcode(status)
         probably_oom = False
         if exitcode == -9:
@@ -177,34 +196,72 @@ class Pool:
             "probably_oom": probably_oom,
         }
 
-    def shutdown(self, patience: float = EXIT_PATIENCE) -> None:
-        """End all idle workers and the nursery; wait until they are gone."""
+    def _question(self, peer: Peer) -> None:
+        """See whether the nursery of a worker that ended without a reason is alive."""
         with self._lock:
-            nursery, self._nursery = self._nursery, None
-            for peer in self._idle:
-                peer.close()
-            self._idle.clear()
-            self._owners.clear()
-        if nursery is not None:
-            nursery.close()
-            nursery.wait(patience)
+            self._freeze_at_exit()
+            nursery = self._home(peer)
+            if nursery is not None and not nursery.wait(DEATH_PATIENCE):
+                return
+            if nursery is not None:
+                self._bury(nursery)
+        raise NurseryError(
+            "The process that starts the workers was killed, and its workers with it."
+        )
+
+    def shutdown(self) -> None:
+        """End all idle workers, and the nursery once no call uses a worker of it."""
+        with self._lock:
+            nursery = self._nursery
+            if nursery is None:
+                return
+            self._close_idle()
+            if nursery.in_use():
+                self._retired.append(nursery)
+                self._nursery = None
+            else:
+                self._bury(nursery)
+
+    def end(self) -> None:
+        """At the exit of the interpreter: end every worker, and wait for that."""
+        self._ending = get_ident()
+        with self._lock:
+            for nursery in (self._nursery, *self._retired):
+                if nursery is not None:
+                    self._bury(nursery)
+
+    def _freeze_at_exit(self) -> None:
+        """Stop a daemon thread whose workers the exit of the interpreter has taken.
+
+        It will be frozen anyway in a moment; an error would only be printed.
+        """
+        if self._ending not in (None, get_ident()):
+            self._lock.release()
+            never = allocate_lock()
+            never.acquire()
+            never.acquire()
 
     def forget(self) -> None:
         """In a forked child: none of this belongs to it."""
-        for owner in self._owners.values():
-            peer = owner()
-            if peer is not None:
-                peer.forget()
-        if self._nursery is not None:
-            self._nursery.close()
+        for nursery in (self._nursery, *self._retired):
+            if nursery is None:
+                continue
+            for owner in nursery.owners.values():
+                peer = owner()
+                if peer is not None:
+                    peer.forget()
+            nursery.close()
         self.__init__()  # type: ignore[misc]
 
 
-def profile_of(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What a worker must have been made for to serve a call with these options."""
-    if "initializer" not in options:
-        return ()
-    return (options["initializer"], options.get("initargs", ()))
+def profile_of(options: dict[str, Any]) -> bytes:
+    """What a worker must have been made for to serve a call with these options.
+
+    As a pickle: arguments may be changed later, and some, as arrays, do not compare.
+    """
+    if options.get("initializer") is None:
+        return b""
+    return dumps((options["initializer"], options.get("initargs", ())))
 
 
 def oom_kills() -> int:
@@ -221,4 +278,4 @@ def oom_kills() -> int:
 
 pool = Pool()
 os.register_at_fork(after_in_child=pool.forget)
-atexit.register(pool.shutdown)
+atexit.register(pool.end)
