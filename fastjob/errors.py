@@ -10,7 +10,7 @@ in ``multiprocessing``, which ``import fastjob`` must not import.
 
 from __future__ import annotations
 
-from _pickle import PicklingError
+from _pickle import PicklingError, UnpicklingError
 
 TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "NurseryError",
     "RemoteTraceback",
     "ResultPicklingError",
+    "ResultUnpicklingError",
     "TaskError",
     "TaskPicklingError",
     "TaskTimeoutError",
@@ -263,6 +264,33 @@ class ResultPicklingError(FastjobError, PicklingError):
             f"The result of {describe_task(index, function, arguments)}, of type "
             f"{type_name}, cannot be pickled: {reason}. Return plain data instead, or "
             "use backend='threading', which pickles nothing."
+        )
+
+
+class ResultUnpicklingError(FastjobError, UnpicklingError):
+    """What a task returned arrived at the caller but cannot be rebuilt there.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input.
+    function, arguments : str
+        The task, shortened.
+    reason : str
+        What was raised when the result was unpickled; it is the cause, too.
+    """
+
+    def __init__(
+        self, index: int | None, function: str, arguments: str, reason: str
+    ) -> None:
+        self.index = index
+        self.function = function
+        self.arguments = arguments
+        self.reason = reason
+        super().__init__(
+            f"The result of {describe_task(index, function, arguments)} was sent, but "
+            f"cannot be unpickled here: {reason}. Return plain data instead, or use "
+            "backend='threading', which pickles nothing."
         )
 
 

@@ -21,6 +21,9 @@ def shutdown() -> None:
     processes = sys.modules.get("fastjob._pool.pool")
     if processes is not None:
         processes.pool.shutdown()
+    memory = sys.modules.get("fastjob._pool.memory")
+    if memory is not None:
+        memory.stop()
     threads = sys.modules.get("fastjob._core.warm_threads")
     if threads is not None:
         threads.end_idle_threads()

@@ -78,9 +78,11 @@ cdef class Dispatcher:
     cdef Constant last_constant
     cdef int64_t serviced           # when the sockets were last looked at
     cdef double patience            # ms to wait before looking for stragglers again
+    cdef long long forks            # of the process that runs the call
     cdef bint changed               # there is work or a worker that feed has not seen
     cdef int losses                 # workers lost since a task was last completed
 
+    cdef int check_process(self) except -1
     cdef int loop(self) except -1
     cdef int feed(self) except -1
     cdef Batch next_batch(self, Peer peer)
@@ -104,7 +106,7 @@ cdef class Dispatcher:
     cdef int fail(self, Batch batch, Py_ssize_t at, object error, object text,
                   double elapsed, Peer peer) except -1
     cdef int wait_time(self) except -2
-    cdef int record(self, Peer peer, Batch batch, const Header *head, int64_t decoded,
-                    long long n_bytes) except -1
+    cdef int record(self, Peer peer, Batch batch, Py_ssize_t at, const Header *head,
+                    int64_t decoded, long long n_bytes) except -1
     cdef int note(self, object kind, Peer peer, object text) except -1
     cdef int check_timeouts(self) except -1

@@ -19,8 +19,9 @@ none is run by two" is the batch's life:
 - Nothing else removes a task, so the loop ends only when `completed == taken` and the
   input is exhausted.
 
-What runs twice: tasks that a worker had finished but not yet reported when it died,
-and failed tasks under ``retries``.
+What runs twice: tasks that a worker had finished but not yet reported when it died;
+tasks whose results came in one message of which something cannot be unpickled; and
+failed tasks under ``retries``.
 
 How the call ends early (an error, Ctrl-C, a closed stream): `abort` takes all
 unclaimed tasks back, gives the workers a moment to finish the task they are in, and
@@ -61,7 +62,8 @@ from types import FunctionType, MethodType, ModuleType
 from fastjob._core.capture import function_name, type_name
 from fastjob._core.wire import WireError
 from fastjob.errors import (
-    NurseryError, ResultPicklingError, TaskError, TerminatedWorkerError,
+    NurseryError, ResultPicklingError, ResultUnpicklingError, TaskError,
+    TerminatedWorkerError,
 )
 
 cdef extern from "Python.h":
@@ -93,6 +95,17 @@ cdef enum:
 # Calling a function of bytecode makes the interpreter see to signals and to exceptions
 # that other threads have set; compiled code alone never does.
 handle_pending = eval("lambda: [None for _ in (0, 1)]")
+
+#: How often this process, and those that it comes from, have been forked.
+cdef long long forks = 0
+
+
+def _note_fork():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 cdef object dumps = pickle.dumps
 cdef tuple PASSIVE = (type(iter([])), type(iter(())), type(iter(range(0))))
@@ -263,6 +276,7 @@ cdef class Dispatcher:
         self.peers = []
         self.ready = []
         self.attempts = {}
+        self.forks = forks
 
     def run(self, tasks):
         """Run all tasks in the calling thread; the results, in task order."""
@@ -289,9 +303,11 @@ cdef class Dispatcher:
         finally:
             self.tasks = None
             self.capture.sharer.clear()
-            if not done:
-                self.abort()
-            self.leave()
+            try:
+                if not done:
+                    self.abort()
+            finally:
+                self.leave()
 
     def leave(self):
         """Give the peers back, without anything of this call in them."""
@@ -307,7 +323,14 @@ cdef class Dispatcher:
                 except OSError:
                     peer.lost = True
         self.pool.release(self.peers)
-        self.peers = []
+
+    cdef int check_process(self) except -1:
+        """Refuse to go on in a child that the user's code has forked."""
+        if self.forks != forks:
+            raise RuntimeError(
+                "This process was forked in the middle of a call of Parallel, which "
+                "belongs to the parent. Make a new call, or leave with os._exit().")
+        return 0
 
     def abort(self):
         """End what is still running: the call has failed."""
@@ -325,10 +348,21 @@ cdef class Dispatcher:
                     break
                 self.drain(busy, <int>(left // 1000000) + 1)
         finally:
-            for peer in self.peers:
-                if peer.batches and not peer.lost:
-                    peer.lost = True
+            self.kill_busy()
+
+    def kill_busy(self):
+        """Have every worker killed that is not idle, interrupts or not."""
+        cdef Peer peer
+        interrupt = None
+        for peer in self.peers:
+            while peer.batches and not peer.lost:
+                try:
                     self.pool.kill(peer)
+                    peer.lost = True
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def drain(self, list busy, int timeout):
         """Read and drop what workers still send."""
@@ -348,19 +382,22 @@ cdef class Dispatcher:
                 try:
                     peer.channel.flush(False)
                     got = peer.channel.receive(False)
-                except (OSError, WireError):
+                    while True:
+                        body = peer.channel.next()
+                        if body is None:
+                            break
+                        self.unpacked(peer, body)
+                        if peer.channel.header.flags & FINAL:
+                            del peer.batches[0]
+                        if peer.channel.header.flags & RETIRED:
+                            peer.retiring = True
+                except (BrokenPipeError, ConnectionResetError):
+                    got = 0
+                except WireError:
+                    self.pool.kill(peer)
                     got = 0
                 if got == 0:
                     peer.lost = True
-                while True:
-                    body = peer.channel.next()
-                    if body is None:
-                        break
-                    self.unpacked(peer, body)
-                    if peer.channel.header.flags & FINAL:
-                        del peer.batches[0]
-                    if peer.channel.header.flags & RETIRED:
-                        peer.lost = True
         finally:
             free(waiting)
 
@@ -461,6 +498,7 @@ cdef class Dispatcher:
             if not self.passive:
                 self.capture.next_epoch()
             raw = PyIter_Next(self.tasks)
+            self.check_process()
             if raw is NULL:
                 if PyErr_Occurred() is not NULL:
                     raise_pending()
@@ -616,6 +654,12 @@ cdef class Dispatcher:
         cdef int flags = 0
         cdef uint32_t n = <uint32_t>batch.size()
         cdef int64_t number = 0, began = now_ns()
+        self.check_process()    # pickling a task runs code of the user
+        if peer.lost:
+            # While the batch was collected. Its replacement, or another one, gets it.
+            self.ready.insert(0, batch)
+            self.changed = True
+            return 0
         if not peer.fresh:
             peer.fresh = True
             peer.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
@@ -875,40 +919,46 @@ cdef class Dispatcher:
             raise WireError("a reply to another batch")
         decoded = now_ns()
         content = self.unpacked(peer, body)
-        if head.flags & FAILED:
-            results, failures = load(content)
-        elif head.count:
-            results = load(content)
-        else:
-            results = []
-        if type(content) is tuple:
-            for view in (<tuple>content)[1]:
-                n_bytes += len(view)
-        body = content = None
-        if head.count:
-            self.tuner.ran(head.count, head.stamp, n_bytes)
-            if self.call.timeline is not None:
-                self.record(peer, batch, &head, now_ns() - decoded, n_bytes)
+        at = batch.done
+        batch.done += head.count
         if head.flags & FINAL:
             del peer.batches[0]
         if head.flags & RETIRED:
             peer.retiring = True
-        if failures is None:
-            at = batch.done
-            batch.done += head.count
-            if head.count:
-                self.deliver(batch, at, results, n_bytes)
-        else:
-            self.deliver_some(peer, batch, results, failures)
+        if type(content) is tuple:
+            for view in (<tuple>content)[1]:
+                n_bytes += len(view)
+        body = None
+        if head.count:
+            self.tuner.ran(head.count, head.stamp, n_bytes)
+            try:
+                if head.flags & FAILED:
+                    results, failures = load(content)
+                else:
+                    results = load(content)
+            except Exception as error:
+                self.unreadable(peer, batch, at, error)
+            else:
+                content = None
+                if self.call.timeline is not None:
+                    self.record(peer, batch, at, &head, now_ns() - decoded, n_bytes)
+                if failures is None:
+                    self.deliver(batch, at, results, n_bytes)
+                else:
+                    self.deliver_some(peer, batch, at, results, failures)
+        if head.flags & FINAL and batch.done < batch.size():
+            # Taken back, or not begun after a failure or a limit of the worker's.
+            self.ready.insert(0, batch.tail(batch.done))
+            self.changed = True
         return 0
 
-    cdef int record(self, Peer peer, Batch batch, const Header *head, int64_t decoded,
-                    long long n_bytes) except -1:
+    cdef int record(self, Peer peer, Batch batch, Py_ssize_t at, const Header *head,
+                    int64_t decoded, long long n_bytes) except -1:
         """Tell the timeline of the tasks that a reply reports."""
         cdef int64_t start = head.ended - head.stamp
-        cdef bint first = batch.done == 0
+        cdef bint first = at == 0
         self.call.timeline.batch(
-            peer.slot.pid, start, head.ended, head.count, batch.index(batch.done),
+            peer.slot.pid, start, head.ended, head.count, batch.index(at),
             input_ns=batch.input_ns if first else 0,
             pickle_ns=batch.pickle_ns if first else 0,
             wait_ns=max(0, start - batch.sent_at) if first else 0,
@@ -921,6 +971,21 @@ cdef class Dispatcher:
         if self.call.timeline is not None:
             self.call.timeline.event(kind, peer.slot.pid, now_ns(), text)
         return 0
+
+    def unreadable(self, Peer peer, Batch batch, Py_ssize_t at, error):
+        """Results from `at` to ``batch.done`` came, but unpickling them failed."""
+        cdef Py_ssize_t i
+        if batch.done - at > 1:
+            # Whose result it is cannot be told: they are run again, one by one.
+            for i in range(at, batch.done):
+                self.ready.append(batch.only(i))
+            self.changed = True
+            return
+        name, shown = self.described(batch, at)
+        wrong = ResultUnpicklingError(
+            batch.index(at), name, shown, f"{type_name(error)}: {error}")
+        wrong.__cause__ = error
+        self.fail(batch, at, wrong, None, 0.0, peer)
 
     cdef int deliver(self, Batch batch, Py_ssize_t at, list results,
                      long long n_bytes) except -1:
@@ -947,12 +1012,12 @@ cdef class Dispatcher:
         if self.call.on_batch is not None:
             self.capture.next_epoch()
             self.call.on_batch(n)
+            self.check_process()
         return 0
 
-    def deliver_some(self, Peer peer, Batch batch, results, failures):
+    def deliver_some(self, Peer peer, Batch batch, Py_ssize_t at, results, failures):
         """Hand over results among which some tasks failed."""
-        cdef Py_ssize_t at = batch.done, start = 0
-        batch.done += len(results)
+        cdef Py_ssize_t start = 0
         for position, packed, text, elapsed in failures:
             if position > start:
                 self.deliver(batch, at + start, results[start:position], 0)
@@ -981,6 +1046,10 @@ cdef class Dispatcher:
             from fastjob import failure
 
             error = failure.unpack(error)
+        elif error is None:
+            # The worker could not pickle the result; `text` is (type, reason).
+            error = ResultPicklingError(index, *self.described(batch, at), *text)
+            text = None
         self.counters.failed_tasks += 1
         self.note("error", peer, f"task {index}: {type_name(error)}")
         if not self.call.return_errors:
@@ -1051,17 +1120,32 @@ cdef class Dispatcher:
                 self.peers[self.peers.index(peer)] = fresh[0]
         self.pool.release([peer])
 
+    def described(self, Batch batch, Py_ssize_t at):
+        """Function and arguments of a task, shortened."""
+        from fastjob import failure, peek
+
+        cdef Constant c = (
+            batch.function if batch.functions is None else batch.functions[at])
+        f = None if c is None else c.value
+        item = batch.items[at]
+        kwargs = {}
+        if batch.column:
+            args = (item,)
+        elif type(item) is tuple:
+            args = item
+        else:
+            refs = {}
+            for c in (batch.refs[at] if batch.refs is not None else None) or ():
+                refs[c.number] = c.value
+            f, args, kwargs = peek.task(item, f, refs)
+        return failure.shorten_parts(f, args, kwargs, self.call.show_values)
+
     def verdict(self, Batch culprit, Peer peer):
         """The error of the task that a worker was running when it ended."""
-        from fastjob import errors, failure
+        from fastjob import errors
 
-        item = culprit.items[0]
-        f = culprit.function if culprit.functions is None else culprit.functions[0]
-        args = (item,) if culprit.column else item if type(item) is tuple else (...,)
-        name, shown = failure.shorten_parts(
-            (<Constant>f).value if f is not None else None, args, {},
-            self.call.show_values)
         index = culprit.index(0)
+        name, shown = self.described(culprit, 0)
         if peer.timed_out:
             return errors.TaskTimeoutError(index, name, shown, self.call.timeout,
                                            pid=peer.slot.pid)

@@ -33,6 +33,7 @@ from fastjob._core.wire cimport (
 import copyreg
 import os
 import resource
+import sys
 from sys import modules
 
 cdef extern from "Python.h":
@@ -252,6 +253,8 @@ cdef class Worker:
             self.reply(head, results, failures, flags, now_ns() - began)
             return self.broken is None
         body = body_view = None
+        # What the first task imports is not counted as its time.
+        self.slot.started = now_ns()
         while True:
             item = items[at]
             try:
@@ -283,6 +286,8 @@ cdef class Worker:
                 results.append(result)
                 result = None
             except BaseException as error:
+                if self.channel.fd < 0:
+                    end_child(error)
                 if failures is None:
                     failures = []
                 index = head.extra + at if indices is None else indices[at]
@@ -296,7 +301,12 @@ cdef class Worker:
                 args = kwargs = None
                 if not self.return_errors:
                     break
+            if self.channel.fd < 0:
+                end_child(None)
             items[at] = None
+            self.n_tasks += 1
+            if 0 < self.max_tasks <= self.n_tasks:
+                break
             at = claim_one(claim)
             if at < 0:
                 break
@@ -309,7 +319,6 @@ cdef class Worker:
                 last = self.slot.started = now_ns()
         self.discard(tokens, claim_next(fj_load(claim)))
         item = items = None
-        self.n_tasks += claim_next(fj_load(claim))
         if self.worn():
             flags |= RETIRED
         self.slot.started = 0
@@ -357,17 +366,22 @@ cdef class Worker:
             data, failed = self.salvage(results, failures or [])
             if failed:
                 flags |= FAILED
-        if PyBytes_GET_SIZE(data) > LONG_BODY:
-            self.sharer()
-            blocks = [self.results.store.put(data), *(blocks or ())]
-            flags |= BLOCK
-        if blocks:
-            tokens = self.link.lend(blocks)
-            data = tokens if flags & BLOCK else tokens + data
-            self.channel.put(REPLY, flags | LOANS, head.number, count, busy,
+        try:
+            if PyBytes_GET_SIZE(data) > LONG_BODY:
+                self.sharer()
+                blocks = [self.results.store.put(data), *(blocks or ())]
+                flags |= BLOCK
+            tokens = self.link.lend(blocks) if blocks else b""
+            if blocks:
+                data = tokens if flags & BLOCK else tokens + data
+                flags |= LOANS
+            self.channel.put(REPLY, flags, head.number, count, busy,
                              PyBytes_GET_SIZE(tokens), PyBytes_AS_STRING(data),
                              PyBytes_GET_SIZE(data), self.link.take_fds(), ended)
-        else:
+        except (MemoryError, OSError) as error:
+            # Neither the socket's buffer nor shared memory has room for the results.
+            data = dump_plain(no_results(count, error), None, None)
+            flags = (flags | FAILED) & ~(BLOCK | LOANS)
             self.channel.put(REPLY, flags, head.number, count, busy, 0,
                              PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None, ended)
         self.channel.flush(True)
@@ -384,10 +398,13 @@ cdef class Worker:
         return self.results
 
     def salvage(self, results, failures):
-        """Pickle results one of which plain pickle cannot carry."""
-        from fastjob._core.capture import type_name
-        from fastjob.errors import ResultPicklingError
+        """Pickle results one of which plain pickle cannot carry.
+
+        A failure without an exception is a result that cannot be pickled: the caller
+        knows the task, and makes the error from type and reason.
+        """
         from fastjob import failure
+        from fastjob._core.capture import type_name
 
         failed = {record[0] for record in failures}
         failures = list(failures)
@@ -396,10 +413,42 @@ cdef class Worker:
                 continue
             try:
                 dump_cloud(result, None, None, None)
-            except Exception as error:
-                results[position] = None
-                wrong = ResultPicklingError(None, "", "", type_name(result), str(error))
-                failures.append((position, failure.pack(wrong, ""), "", 0.0))
+            except MemoryError as error:
+                failures.append((position, failure.pack(error, ""), "", 0.0))
+            except BaseException as error:
+                reason = str(error) or type_name(error)
+                failures.append((position, None, (type_name(result), reason), 0.0))
+            else:
+                continue
+            results[position] = None
         failures.sort(key=lambda record: record[0])
         what = (results, failures) if failures else results
-        return dump_cloud(what, None, None, None), bool(failures)
+        try:
+            return dump_cloud(what, None, None, None), bool(failures)
+        except MemoryError as error:    # each alone fits, all together do not
+            return dump_plain(no_results(len(results), error), None, None), True
+
+
+def no_results(n, error):
+    """Results and failures of tasks of which no result can be sent."""
+    from fastjob import failure
+
+    packed = failure.pack(error, "")
+    return [None] * n, [(position, packed, "", 0.0) for position in range(n)]
+
+
+def end_child(error):
+    """End a process that a task has forked and that came back from the task.
+
+    It is no worker: nobody would hear what it does.
+    """
+    from fastjob._pool.child import flush_streams
+
+    flush_streams()
+    code = 0
+    if type(error) is SystemExit:
+        code = error.code if type(error.code) is int else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    os._exit(code)

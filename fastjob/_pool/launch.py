@@ -14,7 +14,7 @@ from __future__ import annotations
 import marshal
 import os
 import sys
-from _signal import SIGINT  # signal itself builds enums
+from _signal import SIGINT  # type: ignore[import-not-found]  # signal is slower
 from _socket import (  # socket itself costs 5 ms to import
     AF_UNIX,
     SCM_RIGHTS,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from _weakref import ref
     from collections.abc import Iterable
+    from typing import Any
 
     from fastjob._core.dispatch import Peer
 
@@ -39,17 +40,14 @@ if TYPE_CHECKING:
 #: process with a second thread cannot be forked safely.  numba is not among them: it
 #: starts no thread when it is imported, and its number could not be raised again.
 ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "RAYON_NUM_THREADS",
-        "POLARS_MAX_THREADS",
-    )
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
 }
 
 BOOT = (
@@ -152,7 +150,7 @@ class Nursery:
         self._tell(("page",), self.page.fd)
         self._ready = True
 
-    def _tell(self, message: tuple[object, ...], fd: int = -1) -> None:
+    def _tell(self, message: tuple[Any, ...], fd: int = -1) -> None:
         assert self._control is not None, "started"
         passed = (
             [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))] if fd >= 0 else []
@@ -162,7 +160,7 @@ class Nursery:
     def preload(self, modules: Iterable[str]) -> None:
         """Have modules imported before the next worker is forked."""
         names = tuple(modules)
-        self._tell(("preload", names))
+        self._tell(("preload", names, search_path()))
         self.preloaded.update(names)
 
     def fork(self, slot: int, fd: int) -> None:

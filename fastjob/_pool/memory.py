@@ -85,14 +85,13 @@ def _wait(stop: Any) -> None:
 
 
 def stop() -> None:
-    """Give back all that is free, now; the thread ends."""
+    """Give up the stores, now, or once the calls that use them end; the thread ends."""
     global _janitor
     with _lock:
         janitor, _janitor = _janitor, None
+        _stores.clear()
     if janitor is not None:
         janitor.release()
-    for store in _stores.values():
-        store.collect()
 
 
 def forget() -> None:

@@ -18,7 +18,8 @@ import sys
 import time
 
 INSTALLED = tuple(
-    os.path.join(prefix, "") for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    os.path.join(prefix, "")
+    for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix}
 )
 
 

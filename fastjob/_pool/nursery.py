@@ -96,19 +96,21 @@ class Nursery:
         elif message[0] == "kill":
             self.kill(message[1])
         elif message[0] == "preload":
-            self.preload(message[1])
+            self.preload(*message[1:])
         elif message[0] == "page":
             os.set_inheritable(fd, False)
             self.page = StatusPage(fd)
         return True
 
-    def preload(self, names: tuple[str, ...]) -> None:
-        """Import modules, so that the workers share their memory.
+    def preload(self, names: tuple[str, ...], path: list[str]) -> None:
+        """Import modules, found by `path`, so that the workers share their memory.
 
         One that cannot be imported is left to the workers, where the task that needs
         it, or the call that asked for it, gets the error.
         """
+        sys.path[:] = path
         for name in names:
+            child.failed_preloads.pop(name, None)
             try:
                 __import__(name)
             except BaseException as error:

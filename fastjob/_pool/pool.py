@@ -24,9 +24,9 @@ from _thread import allocate_lock, get_ident
 from _weakref import ref
 
 from fastjob._core.dispatch import Peer
-from fastjob._core.pickling import dumps
 from fastjob._core.wire import pair
 from fastjob._pool.launch import Nursery
+from fastjob._pool.state import pickled_initializer
 from fastjob.errors import NurseryError
 
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ class Pool:
         They are appended one by one, so that an interruption loses none. Where the
         system has no descriptors left for so many, there can be fewer, but not none.
         """
-        profile = profile_of(options)
+        made_for = pickled_initializer(options)
         with self._lock:
             self._freeze_at_exit()
             nursery = self._living()
@@ -74,7 +74,7 @@ class Pool:
                 # Workers from before share none of it: let them go.
                 self._generation += 1
                 self._close_idle()
-            profile = (self._generation, profile)
+            profile = (self._generation, made_for)
             want = len(peers) + n
             for at in range(len(self._idle) - 1, -1, -1):
                 if len(peers) == want:
@@ -136,17 +136,26 @@ class Pool:
         return peer
 
     def release(self, peers: list[Peer]) -> None:
-        """Take workers back; those that cannot be used again end."""
-        with self._lock:
-            page = None if self._nursery is None else self._nursery.page
+        """Take workers back, and empty the list; what cannot be used again ends."""
+        try:
+            with self._lock:
+                page = None if self._nursery is None else self._nursery.page
+                while peers:
+                    peer = peers[-1]
+                    if peer.usable() and peer.page is page:
+                        self._idle.append(peer)
+                    else:
+                        peer.close()
+                    peers.pop()
+                for nursery in self._retired[:]:
+                    if not nursery.in_use():
+                        self._bury(nursery)
+        except BaseException:
+            # Interrupted. The last one may be in both lists: then a lease finds it
+            # closed.
             for peer in peers:
-                if peer.usable() and peer.page is page:
-                    self._idle.append(peer)
-                else:
-                    peer.close()
-            for nursery in self._retired[:]:
-                if not nursery.in_use():
-                    self._bury(nursery)
+                peer.close()
+            raise
 
     def _home(self, peer: Peer) -> Nursery | None:
         """The nursery of a worker; None once it is known to be dead."""
@@ -252,16 +261,6 @@ class Pool:
                     peer.forget()
             nursery.close()
         self.__init__()  # type: ignore[misc]
-
-
-def profile_of(options: dict[str, Any]) -> bytes:
-    """What a worker must have been made for to serve a call with these options.
-
-    As a pickle: arguments may be changed later, and some, as arrays, do not compare.
-    """
-    if options.get("initializer") is None:
-        return b""
-    return dumps((options["initializer"], options.get("initargs", ())))
 
 
 def oom_kills() -> int:

@@ -42,6 +42,7 @@ def capture(call: Call) -> bytes:
     """
     global _last
     options = call.options
+    initializer = pickled_initializer(options)
     key = (
         os.environ._data.copy(),  # type: ignore[attr-defined] # decoding costs 30 us
         working_directory(),
@@ -56,7 +57,8 @@ def capture(call: Call) -> bytes:
         call.max_nbytes,
         call.mmap_mode,
         call.temp_folder,
-        options,
+        {name: value for name, value in options.items() if name != "initargs"},
+        initializer,
     )
     last = _last
     if last is not None and last[0] == key:
@@ -76,7 +78,7 @@ def capture(call: Call) -> bytes:
             "share": share,
             "threads": (share, False) if limit is None else (limit, True),
             "nested": call.nested,
-            "initializer": (options.get("initializer"), options.get("initargs", ())),
+            "initializer": initializer,
             "preload": tuple(options.get("preload") or ()),
             "settings": (
                 call.return_errors,
@@ -91,6 +93,16 @@ def capture(call: Call) -> bytes:
     )
     _last = (key, data)
     return data
+
+
+def pickled_initializer(options: dict[str, Any]) -> bytes:
+    """What a worker does before its first task; it will do it for no other call.
+
+    As a pickle: arguments may be changed later, and some, as arrays, do not compare.
+    """
+    if options.get("initializer") is None:
+        return b""
+    return dumps((options["initializer"], options.get("initargs", ())))
 
 
 def working_directory() -> str | None:
@@ -162,8 +174,8 @@ class Adopted:
         for name in state["preload"]:
             if name in self.failed_preloads:
                 raise self.failed_preloads[name]
-        initializer, initargs = state["initializer"]
-        if initializer is not None and not self.initialized:
+        if state["initializer"] and not self.initialized:
+            initializer, initargs = loads(state["initializer"])
             initializer(*initargs)
         self.initialized = True
         settings: Settings = state["settings"]

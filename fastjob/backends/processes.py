@@ -1,4 +1,4 @@
-"""The default backend: worker processes that are forked in milliseconds and kept warm."""
+"""The default backend: worker processes, forked in milliseconds and kept warm."""
 
 from __future__ import annotations
 

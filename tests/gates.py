@@ -1,0 +1,87 @@
+"""Meeting points of tests and tasks in other processes, without clocks.
+
+A `Gate` holds tasks back until the test opens it; a `Bell` tells the test that a task
+has come to a place. Both are paths in the file system, so they can be pickled, and
+both end with the process that made them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+
+
+class Gate:
+    """Closed when made; `wait` returns once it is open."""
+
+    def __init__(self, folder=None):
+        handle, self.path = tempfile.mkstemp(dir=folder or os.getcwd())
+        self._file = os.fdopen(handle)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self):
+        self._file.close()
+
+    def wait(self):
+        with open(self.path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.open()
+
+    def __getstate__(self):
+        return self.path
+
+    def __setstate__(self, path):
+        self.path = path
+
+
+class Bell:
+    """Rung by tasks; the test waits for a number of rings."""
+
+    def __init__(self, folder=None):
+        self.path = tempfile.mktemp(dir=folder or os.getcwd())
+        os.mkfifo(self.path)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+
+    def ring(self, letter=b"."):
+        fd = os.open(self.path, os.O_WRONLY)
+        os.write(fd, letter)
+        os.close(fd)
+
+    def wait(self, n=1):
+        """What was rung, `n` letters of it."""
+        letters = b""
+        while len(letters) < n:
+            letters += os.read(self._fd, n - len(letters))
+        return letters
+
+    def close(self):
+        os.close(self._fd)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def __getstate__(self):
+        return self.path
+
+    def __setstate__(self, path):
+        self.path = path
+
+
+def until(condition, seconds=30.0):
+    """Wait for a condition that nobody announces; its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{condition} did not come true in {seconds} s")
+        time.sleep(0.002)
+    return value
