@@ -5,8 +5,9 @@ import pytest
 from fastjob import Parallel, delayed
 from fastjob._core.call import Call
 from fastjob._core.sequential import SequentialEngine
+from fastjob._core.threads import ThreadEngine
 
-ENGINES = [(SequentialEngine, 1)]
+ENGINES = [(SequentialEngine, 1), (ThreadEngine, 1), (ThreadEngine, 3)]
 N = 10_000
 
 

@@ -59,6 +59,7 @@ from fastjob._core.delayed cimport as_task, run_task
 from fastjob._core.locks cimport (
     PyThread_type_lock, await_bell, free_lock, lock_leaf, new_leaf, ring, unlock_leaf,
 )
+from fastjob._core.pace cimport Pace, pace_due, pace_start
 from fastjob._core.results cimport ResultIterator, ResultStream, handle_pending
 from fastjob._core.warm_threads cimport Service, WarmThread, current_epoch, lease
 
@@ -135,6 +136,7 @@ cdef class ThreadEngine(Service):
     cdef bint exhausted          # the input has nothing more
     cdef bint stopped            # no task is to be started any more
     cdef bint reporting          # a thread is inside on_batch
+    cdef Pace pace               # when the next report is due
     cdef bint was_slow           # at the last measurement
     cdef long long taken         # tasks taken from the input
     cdef long long completed     # ... whose result has been put
@@ -163,6 +165,7 @@ cdef class ThreadEngine(Service):
         self.timeout = call.timeout
         self.timed = call.timeout > 0 or call.return_errors
         self.on_batch = call.on_batch
+        pace_start(&self.pace, call.report_interval)
         self.idle_timeout = call.options.get("idle_worker_timeout", IDLE_TIMEOUT)
         self.pending_mask = 15
         self.pending = <Pending *>PyMem_RawCalloc(16, sizeof(Pending))
@@ -346,17 +349,16 @@ cdef class ThreadEngine(Service):
         cdef void *sleeper = NULL
         cdef int whom
         cdef bint finished
-        if completed and self.on_batch is not None:
-            self.count_completed()
-            completed = False
         lock_leaf(self.lock)
+        if completed:
+            self.completed += 1
+            self.call.counters.completed_tasks += 1
+            if self.on_batch is not None and pace_due(&self.pace):
+                self.report()
         if thread.running:
             thread.running = False
             if not thread.abandoned:
                 self.running -= 1
-        if completed:
-            self.completed += 1
-            self.call.counters.completed_tasks += 1
         while not (self.stopped or thread.abandoned or self.epoch != current_epoch()):
             if self.can_pull():
                 self.pulling = True
@@ -385,6 +387,8 @@ cdef class ThreadEngine(Service):
                 await_bell(thread.bell)
                 lock_leaf(self.lock)
                 self.waking -= 1
+        if self.on_batch is not None:
+            self.report()
         finished = self.is_finished()
         # Others may sleep because as many tasks ran as may; nobody else wakes them.
         self.dismiss()
@@ -555,27 +559,38 @@ cdef class ThreadEngine(Service):
         lock_leaf(self.lock)
         self.completed += 1
         self.call.counters.completed_tasks += 1
-        if self.on_batch is not None and not self.reporting:
-            # Whoever completes a task meanwhile leaves its report to this thread.
-            self.reporting = True
-            while self.reported < self.completed and not self.stopped:
-                self.reported += 1
-                unlock_leaf(self.lock)
-                try:
-                    self.on_batch(1)
-                except BaseException:
-                    lock_leaf(self.lock)
-                    self.reporting = False
-                    unlock_leaf(self.lock)
-                    raise
-                lock_leaf(self.lock)
-            self.reporting = False
+        if self.on_batch is not None:
+            self.report()
         finished = self.is_finished()
         if finished:
             self.dismiss()
         unlock_leaf(self.lock)
         if finished:
             self.results.finish()
+        return 0
+
+    # Tell on_batch of the tasks completed since the last time.  The lock is held; it is
+    # given up for each call, and not held after an exception.
+    cdef int report(self) except -1:
+        cdef long long n
+        if self.reporting:
+            # Whoever reports looks, under the lock, whether there is more before it
+            # stops: what is completed meanwhile is left to that thread.
+            return 0
+        self.reporting = True
+        while self.reported < self.completed and not self.stopped:
+            n = self.completed - self.reported if self.pace.interval else 1
+            self.reported += n
+            unlock_leaf(self.lock)
+            try:
+                self.on_batch(n)
+            except BaseException:
+                lock_leaf(self.lock)
+                self.reporting = False
+                unlock_leaf(self.lock)
+                raise
+            lock_leaf(self.lock)
+        self.reporting = False
         return 0
 
     # -- the end of the call -------------------------------------------------------
