@@ -641,6 +641,9 @@ def before_fork():
     cdef void *link
     if first_link == NULL:
         return
+    if inherited:
+        # Or a program that forks again and again would run out of descriptors.
+        settle_inheritance()
     try:
         pipes[get_ident()] = os.pipe()
     except OSError:
