@@ -267,6 +267,23 @@ def test_a_task_in_a_thread_of_the_first_level_sees_a_plain_loop_below():
     assert inner == [[("SequentialBackend", 2, None)] * 2] * 2
 
 
+@pytest.mark.parametrize("parallel_backend", ["threading", "processes"])
+def test_tasks_of_every_backend_have_threads_below_them(parallel_backend):
+    with parallel_config(max_nbytes=10, n_jobs=2, verbose=0):
+        [seen] = Parallel(backend=parallel_backend)([delayed(see)()])
+        [inherited] = Parallel(backend=parallel_backend)([delayed(see_options)()])
+    assert seen == ("ThreadingBackend", 1, None)
+    assert inherited == {"max_nbytes": 10}
+
+
+def see_options():
+    return {
+        key: value
+        for key, value in active().items()
+        if key in config.DEFAULTS and key not in ("backend", "n_jobs")
+    }
+
+
 def test_one_worker_leaves_the_configuration_as_it_is():
     with parallel_config(backend="threading", n_jobs=3):
         [seen] = Parallel(n_jobs=1)([delayed(see)()])
