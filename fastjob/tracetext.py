@@ -91,6 +91,9 @@ def exception_only(exc: BaseException) -> str:
     """Type, message and notes of an exception, as Python prints them, cut if huge."""
     try:
         text = "".join(traceback.format_exception_only(type(exc), exc))
+        if sys.version_info < (3, 11):  # where Python knows no notes
+            notes = [str(note) for note in getattr(exc, "__notes__", ())]
+            text += "".join(f"{note}\n" for note in notes if note not in text)
     except Exception as error:  # attributes of the exception that lie, for example
         text = f"{type_name(exc)}: <it cannot be shown: {type_name(error)}>"
     return cut(text.rstrip("\n"), MAX_MESSAGE)
