@@ -635,15 +635,20 @@ cdef int settle_inheritance() except -1:
     return 0
 
 
+def settle_forks():
+    """Release the descriptors that wait for forks whose descendants have ended."""
+    if inherited:
+        settle_inheritance()
+
+
 def before_fork():
     """Mark what is lent to this process as inherited by the child to come."""
     global forking, inherited
     cdef void *link
     if first_link == NULL:
         return
-    if inherited:
-        # Or a program that forks again and again would run out of descriptors.
-        settle_inheritance()
+    # Or a program that forks again and again would run out of descriptors.
+    settle_forks()
     try:
         pipes[get_ident()] = os.pipe()
     except OSError:
