@@ -6,8 +6,8 @@ change here.  Cython's directives are set in this one place.
 Environment variables
 ---------------------
 FASTJOB_DEBUG=1
-    Bounds checks, None checks, overflow checks, assertions and debugging symbols; a
-    release build pays for none of them.
+    Bounds checks, initialisation checks, assertions and debugging symbols; a release
+    build pays for none of them.
 FASTJOB_SANITIZE=address,undefined
     Instrument the extensions with the compiler's sanitizers (see ``ci/sanitizers.sh``).
 FASTJOB_ANNOTATE=1
@@ -37,9 +37,11 @@ DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
     "wraparound": DEBUG,
-    "nonecheck": DEBUG,
     "initializedcheck": DEBUG,
-    "overflowcheck": DEBUG,
+    # Never: Cython refuses such code where the GIL is released, and cannot compile it
+    # in constants; the sanitizers look for the same mistakes.
+    "nonecheck": False,
+    "overflowcheck": False,
     "cdivision": True,
     "embedsignature": True,
     "binding": True,
