@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What the machine must have: a C compiler, Python with its headers and venv, and a
-# browser for the tests of the timeline page.  Installs from Debian what is missing.
+# What the machine must have: a C compiler, Python with its headers and venv, a browser
+# for the tests of the timeline page, strace and valgrind for the counts of the
+# benchmarks.  Installs from Debian what is missing.
 set -euo pipefail
 
 missing=()
 command -v gcc >/dev/null || missing+=(gcc libc6-dev)
-command -v chromium >/dev/null || missing+=(chromium)
-command -v python3 >/dev/null || missing+=(python3)
+for command in chromium python3 strace valgrind; do
+  command -v "$command" >/dev/null || missing+=("$command")
+done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 python3 - <<'PYTHON' || missing+=(python3-dev)
 import os, sys, sysconfig
