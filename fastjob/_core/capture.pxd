@@ -13,6 +13,7 @@ cdef class Constant:
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
+    cdef object inside              # identities of what it is made of, once asked for
     cdef readonly long long uses
     cdef long long checked          # epoch of the last comparison
 
@@ -20,6 +21,7 @@ cdef class Constant:
 cdef class Capture:
     cdef dict functions         # id (or ids) -> Constant
     cdef dict shared            # id -> Constant
+    cdef dict explicit          # the same, for what the user has shared
     cdef list candidates        # shared constants used once so far, oldest first
     cdef long long candidate_bytes
     cdef readonly long long epoch       # raised whenever the caller's code may have run
@@ -38,7 +40,8 @@ cdef class Capture:
     cdef object arguments(self, long long index, object f, object with_function,
                           tuple args, object kwargs)
     cdef Constant _new(self, object value, object data, list blocks, list needs)
-    cdef object _share(self, object value)
+    cdef object _replaced(self, object value)
+    cdef bint _open(self, object value) except -1
     cdef int next_epoch(self) except -1
     cdef bint _unchanged(self, Constant c) except -1
 

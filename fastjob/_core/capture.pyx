@@ -13,7 +13,9 @@ What is pickled only once a call:
 - an argument whose pickle is large, by identity: the second task that has it sends a
   reference to the first one's pickle.  Since the caller may have changed the object in
   between, it is compared (``snapshot.pyx``), or, where that is impossible, pickled
-  again and the bytes compared; if it differs it is a new constant.
+  again and the bytes compared; if it differs it is a new constant. An object inside it
+  that another argument of the task refers to would arrive twice; such a task is
+  pickled as a whole.
 
 A constant that only one task used gives way when `KEEP_BYTES` of such have gathered:
 tasks with a large argument each would else fill both processes' memory.
@@ -25,16 +27,18 @@ from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 
-from fastjob._core.constants import constant as fetch
 from fastjob._core.arrays cimport Sharer
 from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
 from fastjob._core.snapshot cimport Snapshot
 
 import copyreg
+import io
 from pickle import Pickler
 from sys import modules
-from types import MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
+from fastjob._core.constants import constant as fetch
+from fastjob._core.pickling import loads
 from fastjob._core.snapshot import Opaque
 from fastjob.errors import TaskPicklingError
 
@@ -48,6 +52,14 @@ cdef enum:
     # A plain string or bytes above this is captured at once, to be shared.
     LONG_LEAF = 32 << 10
     KEEP_BYTES = 64 << 20
+    # A container of fewer members is pickled with its task at once.
+    FEW = 256
+
+
+cdef frozenset CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+# What pickle memoizes and nobody tells apart.
+cdef frozenset NAMELESS = frozenset({str, bytes, tuple, type, FunctionType,
+                                     BuiltinFunctionType, ModuleType})
 
 
 cdef extern from *:
@@ -98,6 +110,42 @@ class Reference:
         return fetch, (self.number,)
 
 
+class Packed:
+    """Stands in a task's arguments for an object that has been pickled already."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce__(self):
+        return loads, (self.data,)
+
+
+cdef bint possibly_large(object value) except -1:
+    """Whether the pickle of a value could be worth sharing."""
+    if type(value) in CONTAINERS:
+        return len(value) >= FEW
+    return type(value).__module__ != "builtins" or len_or_zero(value) >= LONG_LEAF
+
+
+cdef Py_ssize_t len_or_zero(object value) except -1:
+    return len(value) if type(value) in (str, bytes, bytearray) else 0
+
+
+cdef object identities(object value):
+    """Addresses of the mutable objects that the pickle of a value is made of."""
+    stream = io.BytesIO()
+    pickler = cloud_class()(stream, 5, buffer_callback=in_band_never)
+    pickler.dump(value)
+    return {key for key, (_, part) in pickler.memo.copy().items()
+            if type(part) not in NAMELESS}
+
+
+def in_band_never(buffer):
+    return False
+
+
 def type_name(value):
     kind = type(value)
     if kind.__module__ == "builtins":
@@ -117,9 +165,12 @@ cdef class Capture:
     ----------
     sharer : Sharer
         Takes the large buffers out of the pickles.
+    explicit : dict, optional
+        The objects that the user has shared: ``{id: Constant}``.
     """
 
-    def __init__(self, Sharer sharer not None):
+    def __init__(self, Sharer sharer not None, dict explicit=None):
+        self.explicit = explicit
         self.functions = {}
         self.shared = {}
         self.candidates = []
@@ -157,7 +208,8 @@ cdef class Capture:
         cdef object data = None
         cdef dict reducers = self.table()
         try:
-            data = dump_plain(value, self.sharer, reducers)
+            if type(value).__module__ != "__main__":
+                data = dump_plain(value, self.sharer, reducers)
         except (KeyboardInterrupt, MemoryError, OSError):
             self.sharer.blocks()
             raise
@@ -211,40 +263,103 @@ cdef class Capture:
 
         With `with_function` the pickle holds the callable too.
         """
-        cdef list sent = None
-        cdef dict named = None
-        cdef object ref
-        cdef Py_ssize_t i
+        cdef list sent = list(args)
+        cdef dict named = dict(kwargs)
+        cdef Py_ssize_t i, others = 0
+        cdef object alone = None, place = None
         self.refs = []
         self.blocks = None
-        if self.shared:
-            for i in range(len(args)):
-                if id(args[i]) in self.shared:
-                    ref = self._known(args[i])
-                    if ref is not None:
-                        if sent is None:
-                            sent = list(args)
-                        sent[i] = ref
-            for name, value in kwargs.items():
-                if id(value) in self.shared:
-                    ref = self._known(value)
-                    if ref is not None:
-                        if named is None:
-                            named = dict(kwargs)
-                        named[name] = ref
-        what = (tuple(sent) if sent is not None else args,
-                named if named is not None else kwargs)
-        if with_function is not None:
-            what = (with_function, *what)
         try:
-            data, self.blocks = self.pickled(what, self._refer)
-            if PyBytes_GET_SIZE(data) > SHARE_BYTES:
-                data = self._with_shared(what, data)
+            for i in range(len(sent)):
+                sent[i] = self._replaced(sent[i])
+                if self._open(sent[i]):
+                    others += 1
+                    alone, place = sent[i], i
+            for name in named:
+                named[name] = self._replaced(named[name])
+                if self._open(named[name]):
+                    others += 1
+                    alone, place = named[name], name
+            if self.refs and others and self._aliased(sent, named):
+                # Objects inside a shared argument appear in another one too: only
+                # together do they arrive as the same objects.
+                self.refs = []
+                sent, named = list(args), kwargs
+                others = 0
+            if others == 1 and possibly_large(alone):
+                # Alone, so that it need not be pickled again if it is to be shared.
+                alone = self._alone(alone)
+                if type(place) is int:
+                    sent[place] = alone
+                else:
+                    named[place] = alone
+            what = (tuple(sent), named)
+            if with_function is not None:
+                what = (with_function, *what)
+            data, blocks = self.pickled(what, self._refer)
+            if PyBytes_GET_SIZE(data) > SHARE_BYTES and others > 0:
+                data, blocks = self._with_shared(what, data, blocks)
+            if blocks is not None:
+                self.blocks = blocks if self.blocks is None else self.blocks + blocks
         except (KeyboardInterrupt, MemoryError, OSError):
             raise
         except Exception as error:
             self._explain(index, f, with_function is not None, args, kwargs, error)
         return data
+
+    cdef object _replaced(self, object value):
+        """A reference in the place of a value that the worker has, or will have."""
+        cdef Constant c
+        cdef object ref
+        if self.explicit:
+            c = self.explicit.get(id(value))
+            if c is not None:
+                self.refs.append(c)
+                return Reference(c.number)
+        if self.shared and id(value) in self.shared:
+            ref = self._known(value)
+            if ref is not None:
+                return ref
+        return value
+
+    cdef bint _open(self, object value) except -1:
+        """Whether a value is made of objects that another argument may refer to."""
+        return not (type(value) is Reference or plain(value, 4)
+                    or (self.reducers is not None and type(value) in self.reducers))
+
+    def _aliased(self, list sent, dict named):
+        """Whether an argument refers to an object inside a shared one."""
+        cdef Constant c
+        mine = identities([x for x in sent if self._open(x)]
+                          + [x for x in named.values() if self._open(x)])
+        for c in self.refs:
+            if c.inside is None:
+                c.inside = identities(c.value)
+            if not mine.isdisjoint(c.inside):
+                return True
+        return False
+
+    def _alone(self, value):
+        """A large value as a shared constant; a small one pickled by itself."""
+        data, blocks, needs = self._pickled_alone(value)
+        if PyBytes_GET_SIZE(data) > SHARE_BYTES:
+            return self._new_shared(value, data, blocks, needs)
+        self.refs.extend(needs)
+        self.blocks = blocks
+        if blocks is not None:
+            # Its buffers are told apart by their order in the task's stream: let the
+            # value be pickled as a part of it.
+            self.blocks = None
+            return value
+        return Packed(data)
+
+    def _pickled_alone(self, value):
+        refs, self.refs = self.refs, []
+        try:
+            data, blocks = self.pickled(value, self._refer)
+            return data, blocks, self.refs
+        finally:
+            self.refs = refs
 
     def _known(self, value):
         """A reference to a shared constant that is still what it was, or None."""
@@ -287,17 +402,18 @@ cdef class Capture:
             c.checked = self.epoch
         return same
 
-    cdef object _share(self, object value):
+    def _share(self, value):
         """A reference to `value` if its own pickle is large, else `value`."""
-        cdef Constant c
-        if type(value) is Reference or fj_scalar(value):
+        if not self._open(value):
             return value
-        refs, self.refs = self.refs, []
-        data, blocks = self.pickled(value, self._refer)
-        needs, self.refs = self.refs, refs
+        data, blocks, needs = self._pickled_alone(value)
         if PyBytes_GET_SIZE(data) < SHARE_BYTES:
             return value
-        c = self._new(value, data, blocks, needs)
+        return self._new_shared(value, data, blocks, needs)
+
+    def _new_shared(self, value, data, blocks, needs):
+        """A reference to a value that this task is the first to have."""
+        cdef Constant c = self._new(value, data, blocks, needs), old
         c.uses = 1
         if type(value) is not str and type(value) is not bytes:
             try:
@@ -306,27 +422,29 @@ cdef class Capture:
                 c.snapshot = None
         self.shared[id(value)] = c
         self.candidates.append(c)
-        self.candidate_bytes += PyBytes_GET_SIZE(data)
+        self.candidate_bytes += c.nbytes
         while self.candidate_bytes > KEEP_BYTES and len(self.candidates) > 1:
-            old = <Constant>self.candidates[0]
+            old = self.candidates[0]
             self.shared.pop(id(old.value), None)
             self._give_up(old)
         self.refs.append(c)
         return Reference(c.number)
 
-    def _with_shared(self, what, data):
-        """Pickle a large task again, its large arguments as constants."""
+    def _with_shared(self, what, data, blocks):
+        """Pickle a large task of several objects again, with the large ones apart."""
         kwargs = what[len(what) - 1]
         args = what[len(what) - 2]
-        before = len(self.refs)
-        sent = tuple([self._share(x) for x in args])
+        before = list(self.refs)
+        sent = [self._share(x) for x in args]
         named = {name: self._share(x) for name, x in kwargs.items()}
-        if len(self.refs) == before:
-            return data
+        if len(self.refs) == len(before):
+            return data, blocks
+        if self._aliased(sent, named):
+            self.refs = before
+            return data, blocks
         # The constants' pickles replace the first one: bytes are not counted twice.
         self.bytes_pickled -= PyBytes_GET_SIZE(data)
-        data, self.blocks = self.pickled((*what[:len(what) - 2], sent, named), self._refer)
-        return data
+        return self.pickled((*what[:len(what) - 2], tuple(sent), named), self._refer)
 
     def _explain(self, index, f, with_function, args, kwargs, error):
         """Raise an error that names the part of a task that cannot be pickled."""
