@@ -71,7 +71,14 @@ SLACK = {
     "bytes sent": (0.10, 16.0),
     "instructions": (0.10, 20.0),
     "modules": (0.0, 2.0),
+    "unpickles a worker": (0.5, 0.0),
+    "threads": (0.0, 0.1),
+    "segments": (0.0, 0.1),
 }
+
+#: Counts of a first call that say more about the environment (length of the path,
+#: how and where packages are installed, variables) than about the library.
+ELSEWHERE = ("caller syscalls", "worker syscalls", "bytes sent")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +137,9 @@ def count(program: Program, library: str) -> Iterator[tuple[str, dict[str, float
         per_call = program.unit.startswith("call of")
         divisor = 1 if per_call else program.traced
         counts.update((key, value / divisor) for key, value in totals.items())
+        if program.name == "first_call":
+            for metric in ELSEWHERE:
+                del counts[metric]
         counts.update(own)
     else:
         counts.update(_run(program.name, 1, library, ()))
