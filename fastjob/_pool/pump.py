@@ -40,6 +40,8 @@ class Pump:
 
     def start(self, run: Callable[[ResultStream, Wake], None]) -> ResultIterator:
         """Run ``run(stream, wake)`` in a thread; an iterator over the results."""
+        # Made first: if the rest is interrupted, its end closes the stream.
+        reader = ResultIterator(self.stream)
         self.ended.acquire()
         Pump.running.add(self)
         context = copy_context()
@@ -48,7 +50,7 @@ class Pump:
         except BaseException:
             Pump.running.discard(self)
             raise
-        return ResultIterator(self.stream)
+        return reader
 
     def _work(self, run: Callable[[ResultStream, Wake], Any]) -> None:
         stream = self.stream

@@ -1,0 +1,286 @@
+"""Resources that run out, and resources that must not grow."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import threading
+
+import psutil
+import pytest
+from scripts import run
+
+from fastjob import Parallel, delayed
+from fastjob._pool.pool import pool
+
+
+def processes(n_jobs=2, **options):
+    return Parallel(n_jobs, "processes", **options)
+
+
+def identity(x):
+    return x
+
+
+def length(x):
+    return len(x)
+
+
+FEW_DESCRIPTORS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from fastjob import Parallel, delayed, errors
+def square(i):
+    return i * i
+right = [i * i for i in range(300)]
+assert Parallel(8)(delayed(square)(i) for i in range(300)) == right
+try:
+    assert Parallel(100)(delayed(square)(i) for i in range(300)) == right
+except (errors.NurseryError, OSError) as error:
+    assert "open files" in str(error), error
+assert Parallel(8)(delayed(square)(i) for i in range(300)) == right
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    Parallel(90)(delayed(square)(i) for i in range(300))
+except (errors.NurseryError, OSError) as error:
+    assert "open files" in str(error), error
+held.clear()
+assert Parallel(8)(delayed(square)(i) for i in range(300)) == right
+print("right")
+"""
+
+
+def test_with_64_descriptors_a_right_result_or_a_clear_error():
+    assert run(FEW_DESCRIPTORS) == ("right\n", "", 0)
+
+
+NO_DESCRIPTOR_AT_FIRST = """
+import resource
+from fastjob import Parallel, delayed, errors
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    print(Parallel(2)(delayed(abs)(i) for i in range(3)))
+except (errors.NurseryError, OSError) as error:
+    assert "open files" in str(error), error
+held.clear()
+assert Parallel(2)(delayed(abs)(i) for i in range(3)) == [0, 1, 2]
+print("right")
+"""
+
+
+def test_without_any_descriptor_a_clear_error_and_then_a_right_result():
+    out, err, code = run(NO_DESCRIPTOR_AT_FIRST)
+    assert (out, err, code) == ("right\n", "", 0)
+
+
+def address_space():
+    """Bytes of address space that this process uses."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def limited(nbytes):
+    """Allocate in a worker that has little address space left."""
+    used = address_space()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, before[1]))
+    try:
+        return len(bytearray(nbytes))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_no_memory_in_a_worker_is_a_memory_error():
+    with pytest.raises(MemoryError):
+        processes()([delayed(limited)(100), delayed(limited)(500_000_000)])
+    assert processes()([delayed(limited)(100)]) == [100]
+
+
+def large_when_limited(i):
+    """A result that fits once, but not again as a message."""
+    if i != 3:
+        return i
+    limit = (address_space() + 150_000_000, resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, limit)
+    return b"x" * 100_000_000
+
+
+def test_a_result_that_does_not_fit_is_the_error_of_its_task():
+    found = processes(on_error="return", batch_size=1)(
+        delayed(large_when_limited)(i) for i in range(6)
+    )
+    assert isinstance(found[3].exception, MemoryError)
+    assert found[:3] + found[4:] == [0, 1, 2, 4, 5]
+
+
+def test_200_megabytes_both_ways_at_once():
+    chunk = os.urandom(1 << 20)
+    data = [chunk * 50 + bytes([i]) * (50 << 20) for i in range(2)]
+    found = processes(max_nbytes=None)(delayed(identity)(x) for x in data * 2)
+    assert found == data * 2
+
+
+def test_many_messages_both_ways_fill_the_sockets_and_none_waits_for_ever():
+    data = [bytes([i % 256]) * 200_000 for i in range(300)]
+    found = processes(batch_size=1)(delayed(identity)(x) for x in data)
+    assert found == data
+
+
+BACK_PRESSURE = """
+import os, resource
+from fastjob import Parallel, delayed
+def result(i):
+    return i.to_bytes(4, "big") * 2500
+stream = Parallel(2, return_as="{kind}")(delayed(result)(i) for i in range(100_000))
+total = 0
+for i, data in enumerate(stream):
+    total += int.from_bytes(data[:4], "big")
+    if i % 1000 == 0:
+        for _ in range(20_000):    # a slow reader
+            pass
+assert total == sum(range(100_000))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert peak < 300_000, peak
+print("right")
+"""
+
+
+@pytest.mark.parametrize("kind", ["generator", "generator_unordered"])
+def test_results_that_are_read_slowly_do_not_pile_up(kind):
+    assert run(BACK_PRESSURE.format(kind=kind)) == ("right\n", "", 0)
+
+
+def test_results_and_tasks_are_dropped_when_handed_over():
+    """Of 60 results and 60 arguments of 10 MB never more than some exist at once."""
+    source = """
+import resource
+from fastjob import Parallel, delayed
+def grow(x):
+    return x + b"."
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+stream = Parallel(2, return_as="generator", batch_size=1, max_nbytes=None)(
+    delayed(grow)(bytes([i]) * 10_000_000) for i in range(60))
+for i, data in enumerate(stream):
+    assert data[0] == i and len(data) == 10_000_001
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+assert peak < 350_000, peak
+print("right")
+"""
+    assert run(source) == ("right\n", "", 0)
+
+
+def footprint():
+    gc.collect()
+    process = psutil.Process()
+    with open("/proc/self/maps") as maps:
+        n_maps = len(maps.readlines())
+    return {
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+        "maps": n_maps,
+        "processes": len(process.children(recursive=True)),
+    }, process.memory_info().rss
+
+
+def round_of_calls(i):
+    assert processes()(delayed(identity)(k) for k in range(8)) == list(range(8))
+    if i % 5 == 0:
+        stream = processes(return_as="generator")(
+            delayed(identity)([k] * 100) for k in range(20)
+        )
+        assert len(list(stream)) == 20
+    if i % 50 == 1:
+        stream = processes(return_as="generator")(
+            delayed(identity)(k) for k in range(2000)
+        )
+        next(stream)
+        stream.close()
+        with pytest.raises(ZeroDivisionError):
+            processes()(delayed(divmod)(k, 0) for k in range(20))
+    if i % 100 == 2:
+        # Too large for the socket's buffer
+        assert processes()([delayed(length)(b"x" * 3_000_000)] * 2) == [3_000_000] * 2
+
+
+def test_a_thousand_calls_leave_everything_where_it_was():
+    for i in range(110):
+        round_of_calls(i)
+    settle_threads()
+    before, rss_before = footprint()
+    for i in range(110, 1010):
+        round_of_calls(i)
+    settle_threads()
+    after, rss_after = footprint()
+    assert after["descriptors"] <= before["descriptors"] + 2
+    assert after["threads"] <= before["threads"] + 1
+    assert after["maps"] <= before["maps"] + 20
+    assert after["processes"] <= before["processes"] + 2
+    assert rss_after - rss_before < 20_000_000
+
+
+def settle_threads():
+    """Pumps end just after their readers."""
+    from gates import until
+
+    from fastjob._pool.pump import Pump
+
+    until(lambda: not Pump.running)
+
+
+def test_sixteen_threads_on_all_backends_at_once():
+    wrong = []
+    backends = ["processes", "threading", "sequential", "processes"]
+
+    def work(k):
+        try:
+            for round in range(6):
+                backend = backends[(k + round) % 4]
+                found = Parallel(2, backend)(
+                    delayed(divmod)(i, k + 1) for i in range(50)
+                )
+                assert found == [divmod(i, k + 1) for i in range(50)]
+                stream = Parallel(2, backend, return_as="generator")(
+                    delayed(divmod)(i, k + 1) for i in range(50)
+                )
+                assert next(stream) == (0, 0)
+                if round % 2:
+                    stream.close()
+                else:
+                    assert len(list(stream)) == 49
+                with pytest.raises(ZeroDivisionError):
+                    Parallel(2, backend)(delayed(divmod)(i, 0) for i in range(5))
+        except BaseException as error:
+            wrong.append((k, error))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    pool.shutdown()
+
+
+def test_calls_from_asyncio():
+    import asyncio
+
+    def call(k):
+        return processes()(delayed(divmod)(i, k) for i in range(20))
+
+    async def main():
+        return await asyncio.gather(*(asyncio.to_thread(call, k) for k in range(1, 5)))
+
+    found = asyncio.run(main())
+    assert found == [[divmod(i, k) for i in range(20)] for k in range(1, 5)]

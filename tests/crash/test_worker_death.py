@@ -1,0 +1,314 @@
+"""Workers that die: the call says which task, and nothing else is lost."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from gates import Bell, Gate, until
+
+from fastjob import Parallel, TerminatedWorkerError, delayed, errors
+from fastjob._pool.pool import pool
+
+
+def processes(n_jobs=2, **options):
+    return Parallel(n_jobs, "processes", **options)
+
+
+def identity(x):
+    return x
+
+
+def die(how):
+    if how == "SIGKILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "segfault":
+        ctypes.string_at(0)
+    elif how == "_exit":
+        os._exit(17)
+    elif how == "abort":
+        os.abort()
+
+
+def die_at(i, at, how):
+    if i == at:
+        die(how)
+    return i
+
+
+WAYS = [("SIGKILL", -9), ("segfault", -11), ("_exit", 17), ("abort", -6)]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 10])
+@pytest.mark.parametrize(("how", "exitcode"), WAYS)
+def test_the_error_names_task_and_reason(how, exitcode, batch_size):
+    with pytest.raises(TerminatedWorkerError) as caught:
+        processes(batch_size=batch_size)(delayed(die_at)(i, 23, how) for i in range(50))
+    error = caught.value
+    assert error.index == 23
+    assert error.function.endswith("die_at")
+    assert error.arguments == f"23, 23, '{how}'"
+    assert error.exitcode == exitcode
+    assert error.pid > 0
+    assert error.peak_memory > 1_000_000
+    assert processes()(delayed(identity)(i) for i in range(10)) == list(range(10))
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 10])
+def test_only_the_tasks_that_kill_are_lost(batch_size):
+    deadly = [3, 4, 40, 99]
+    found = processes(3, on_error="return", batch_size=batch_size)(
+        delayed(die_if_in)(i, deadly) for i in range(100)
+    )
+    for i, value in enumerate(found):
+        if i in deadly:
+            assert isinstance(value.exception, TerminatedWorkerError)
+            assert (value.index, value.exception.index) == (i, i)
+            assert value.exception.arguments == f"{i}, {deadly}"
+        else:
+            assert value == i
+
+
+def die_if_in(i, deadly):
+    if i in deadly:
+        os._exit(1)
+    return i
+
+
+def die_once(folder, i):
+    """Die on the first run of each third task."""
+    try:
+        os.close(os.open(f"{folder}/{i}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return i
+    if i % 3 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 7])
+def test_with_retries_a_deadly_task_gets_another_worker(tmp_path, batch_size):
+    found = processes(retries=1, batch_size=batch_size)(
+        delayed(die_once)(str(tmp_path), i) for i in range(40)
+    )
+    assert found == list(range(40))
+
+
+class DiesWhenLoaded:
+    def __init__(self, home):
+        self.home = home
+
+    def __setstate__(self, state):
+        if os.getpid() != state["home"]:
+            os._exit(9)
+        raise AssertionError("rebuilt in the caller")
+
+
+def test_an_argument_that_kills_whoever_rebuilds_it_is_shown_and_not_rebuilt():
+    with pytest.raises(TerminatedWorkerError) as caught:
+        processes()(
+            [delayed(identity)(1), delayed(identity)([DiesWhenLoaded(os.getpid())])]
+        )
+    assert caught.value.index == 1
+    assert caught.value.arguments == "[<DiesWhenLoaded object>]"
+
+
+class DiesWhenPickled:
+    def __reduce__(self):
+        os._exit(8)
+
+
+def test_a_result_that_kills_while_it_is_pickled_ends_the_call():
+    with pytest.raises(TerminatedWorkerError) as caught:
+        processes()(delayed(dangerous_result)(i) for i in range(3))
+    assert caught.value.exitcode == 8
+    assert processes()([delayed(identity)(4)]) == [4]
+
+
+def dangerous_result(i):
+    return DiesWhenPickled() if i == 1 else i
+
+
+def test_workers_killed_while_idle_are_replaced_unseen():
+    assert processes()([delayed(identity)(i) for i in range(4)]) == [0, 1, 2, 3]
+    peers = list(pool._idle)
+    for peer in peers:
+        os.kill(peer.pid, signal.SIGKILL)
+    until(lambda: all(peer.poll_closed() for peer in peers))
+    assert processes()([delayed(identity)(i) for i in range(4)]) == [0, 1, 2, 3]
+
+
+def test_a_death_is_seen_although_a_grandchild_holds_the_socket():
+    """The nursery ends the stream, and the rest of the worker's process group."""
+    with Bell() as bell:
+        with pytest.raises(TerminatedWorkerError):
+            processes()([delayed(leave_grandchild)(bell, sys.executable)] * 2)
+        bell.wait()
+    assert processes()([delayed(identity)(4)]) == [4]
+
+
+def leave_grandchild(bell, python):
+    subprocess.Popen([python, "-c", "import time; time.sleep(1000)"], close_fds=False)
+    bell.ring()
+    os._exit(0)
+
+
+def fork_and_return(i):
+    """Only the parent's return counts; the child must not run tasks of the batch."""
+    pid = os.fork()
+    if pid == 0:
+        return -1
+    _, status = os.waitpid(pid, 0)
+    return i, os.waitstatus_to_exitcode(status)
+
+
+def fork_and_exit(i):
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(7)
+    _, status = os.waitpid(pid, 0)
+    return i, os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("batch_size", [1, 20])
+@pytest.mark.parametrize(("task", "code"), [(fork_and_return, 0), (fork_and_exit, 7)])
+def test_a_child_forked_by_a_task_never_becomes_a_worker(task, code, batch_size):
+    found = processes(batch_size=batch_size)(delayed(task)(i) for i in range(20))
+    assert found == [(i, code) for i in range(20)]
+
+
+def test_a_task_that_closes_every_descriptor_is_a_death_like_any_other():
+    with pytest.raises(TerminatedWorkerError):
+        processes()([delayed(os.closerange)(0, 1000)] * 2)
+    assert processes()([delayed(identity)(4)]) == [4]
+
+
+def test_workers_that_die_while_the_input_is_read_lose_nothing(tmp_path):
+    """The caller is in the input when it hears of the death."""
+
+    def tasks():
+        for i in range(40):
+            yield delayed(die_once)(str(tmp_path), i)
+            time.sleep(0.002)  # slower than the interval of looking at the sockets
+
+    assert processes(retries=1, batch_size=2)(tasks()) == list(range(40))
+
+
+def test_a_stopped_worker_holds_up_only_its_own_task():
+    with Gate() as gate, Bell() as bell:
+        stream = processes(return_as="generator_unordered", batch_size=5)(
+            [delayed(ring_pid)(bell, gate), *(delayed(identity)(i) for i in range(50))]
+        )
+        pid = int(bell.wait(8))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert sorted(next(stream) for _ in range(50)) == list(range(50))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        gate.open()
+        assert list(stream) == [pid]
+
+
+def ring_pid(bell, gate):
+    bell.ring(b"%8d" % os.getpid())
+    gate.wait()
+    return os.getpid()
+
+
+# -- the nursery ------------------------------------------------------------------
+
+
+def nursery_pid():
+    return pool._nursery._pids[0]
+
+
+def test_a_nursery_killed_in_mid_call_is_a_clear_error():
+    with Gate() as gate, Bell() as bell:
+
+        def tasks():
+            for i in range(4):
+                if i == 3:
+                    bell.wait(2)
+                    os.kill(nursery_pid(), signal.SIGKILL)
+                yield delayed(ring_and_hold)(bell, gate, i)
+
+        with pytest.raises(errors.NurseryError, match="was killed"):
+            processes(batch_size=1)(tasks())
+    assert processes()(delayed(identity)(i) for i in range(10)) == list(range(10))
+
+
+def ring_and_hold(bell, gate, value):
+    bell.ring()
+    gate.wait()
+    return value
+
+
+def test_a_nursery_killed_under_two_calls_ends_both_and_no_third():
+    with Gate() as gate, Bell() as bell:
+        streams = [
+            processes(return_as="generator", batch_size=1)(
+                delayed(ring_and_hold)(bell, gate, i) for i in range(2)
+            )
+            for _ in range(2)
+        ]
+        bell.wait(4)
+        os.kill(nursery_pid(), signal.SIGKILL)
+        for stream in streams:
+            with pytest.raises(errors.NurseryError):
+                next(stream)
+    assert processes()([delayed(identity)(4)]) == [4]
+
+
+def test_a_nursery_killed_while_idle_is_replaced_unseen():
+    processes()([delayed(identity)(4)])
+    pid = nursery_pid()
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert processes()([delayed(identity)(4)] * 4) == [4] * 4
+    assert nursery_pid() != pid
+
+
+def test_a_worker_that_kills_the_nursery_from_a_task():
+    with pytest.raises(errors.NurseryError):
+        processes()([delayed(kill_parent)()])
+    assert processes()([delayed(identity)(4)]) == [4]
+
+
+def kill_parent():
+    os.kill(os.getppid(), signal.SIGKILL)
+    signal.pause()
+
+
+def test_forks_that_fail_in_the_nursery(tmp_path, monkeypatch):
+    """The system has no room for another process: the calls go on with fewer."""
+    (tmp_path / "no_more_forks.py").write_text(
+        "import errno, os\n"
+        "fork, left = os.fork, int(os.environ['FORKS_LEFT'])\n"
+        "def limited():\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    if left < 0:\n"
+        "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "    return fork()\n"
+        "os.fork = limited\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        pool.shutdown()
+        monkeypatch.setenv("FORKS_LEFT", "1")
+        found = processes(4, preload=["no_more_forks"])(
+            delayed(identity)(i) for i in range(100)
+        )
+        assert found == list(range(100))
+        pool.shutdown()
+        monkeypatch.setenv("FORKS_LEFT", "0")
+        with pytest.raises(errors.NurseryError, match="temporarily unavailable"):
+            processes(4, preload=["no_more_forks"])([delayed(identity)(1)] * 4)
+    finally:
+        pool.shutdown()
+    assert processes()([delayed(identity)(4)]) == [4]
