@@ -29,47 +29,34 @@ has the rest killed.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_SIZE
-from cpython.object cimport PyObject
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from fastjob._core.autobatch cimport AutoBatch
+from fastjob._core.batch cimport Batch
 from fastjob._core.call cimport Call
-from fastjob._core.capture cimport Capture, Constant, plain
-from fastjob._core.lending cimport Link
+from fastjob._core.capture cimport Capture, Constant
+from fastjob._core.intake cimport Intake
 from fastjob._core.libc cimport POLLIN, POLLOUT, now_ns, poll, pollfd
+from fastjob._core.peer cimport Peer
 from fastjob._core.pickling cimport load
 from fastjob._core.results cimport ResultStream
-from fastjob._core.status cimport (
-    EXITED, FORK_FAILED, Slot, StatusPage, claim_end, claim_next, claim_word, fj_load,
-    fj_store, take_back,
-)
+from fastjob._core.status cimport claim_next, fj_load
 from fastjob._core.wake cimport Wake
-from fastjob._core.wire cimport (
-    BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
-    Channel, Header,
-)
+from fastjob._core.wire cimport FAILED, FINAL, REPLY, RETIRED, Header
 
 import os
-import pickle
-from types import FunctionType, MethodType, ModuleType
 
-from fastjob._core.capture import function_name, type_name
+from fastjob._core.capture import type_name
 from fastjob._core.wire import WireError
 from fastjob.errors import (
     NurseryError, ResultPicklingError, ResultUnpicklingError, TaskError,
     TerminatedWorkerError,
 )
-
-cdef extern from "Python.h":
-    PyObject *PyIter_Next(object iterator)
-    PyObject *PyErr_Occurred()
-    void Py_DECREF(PyObject *o)
 
 cdef enum:
     # Collecting a batch is interrupted this often to look at the sockets.
@@ -84,11 +71,6 @@ cdef enum:
     GRACE_NS = 30_000_000
     # A batch whose workers died this often, without a task to blame, is blamed.
     MOST_DEATHS = 3
-    # A pickle from this size on goes through shared memory: the copies into and out of
-    # the socket's buffer cost more than those of a warm block from about here on.
-    LONG_BODY = 256 << 10
-    # What a batch may hold of newly copied buffers.
-    COPIED_BYTES = 16 << 20
     # Workers that may end in a row, beyond one each, before the call gives up.
     MOST_LOSSES = 8
 
@@ -107,148 +89,6 @@ def _note_fork():
 
 os.register_at_fork(after_in_child=_note_fork)
 
-cdef object dumps = pickle.dumps
-cdef tuple PASSIVE = (type(iter([])), type(iter(())), type(iter(range(0))))
-
-
-@cython.final
-cdef class Batch:
-    cdef Py_ssize_t size(self) noexcept:
-        return PyList_GET_SIZE(self.items)
-
-    cdef int64_t index(self, Py_ssize_t at) except -1:
-        return self.first + at if self.indices is None else self.indices[at]
-
-    cdef Batch tail(self, Py_ssize_t start):
-        """Cut off the tasks from `start` on, as a batch of their own."""
-        cdef Batch other = Batch.__new__(Batch)
-        other.items = self.items[start:]
-        del self.items[start:]
-        other.function = self.function
-        other.column = self.column
-        other.first = self.first + start
-        if self.functions is not None:
-            other.functions = self.functions[start:]
-            del self.functions[start:]
-        if self.indices is not None:
-            other.indices = self.indices[start:]
-            del self.indices[start:]
-        if self.refs is not None:
-            other.refs = self.refs[start:]
-            del self.refs[start:]
-        if self.blocks is not None:
-            other.blocks = self.blocks[start:]
-            del self.blocks[start:]
-        return other
-
-    cdef Batch only(self, Py_ssize_t at):
-        """One task as a batch of its own: what kills a worker takes nobody along."""
-        cdef Batch one = Batch.__new__(Batch)
-        one.items = [self.items[at]]
-        one.column = self.column
-        one.function = self.function
-        one.first = self.index(at)
-        if self.functions is not None:
-            one.functions = [self.functions[at]]
-        if self.refs is not None:
-            one.refs = [self.refs[at]]
-        if self.blocks is not None:
-            one.blocks = [self.blocks[at]]
-        return one
-
-    cdef int separate(self) except -1:
-        """Give each task a function of its own: they are about to differ."""
-        if self.functions is None:
-            self.functions = [self.function] * self.size()
-            self.function = None
-        if self.column:
-            self.items = [(item,) for item in self.items]
-            self.column = False
-        return 0
-
-    cdef int take_refs(self, list refs, list blocks) except -1:
-        """Note what the task just appended refers to."""
-        cdef Py_ssize_t before = self.size() - 1
-        if refs or self.refs is not None:
-            if self.refs is None:
-                self.refs = [None] * before
-            self.refs.append(refs or None)
-        if blocks or self.blocks is not None:
-            if self.blocks is None:
-                self.blocks = [None] * before
-            self.blocks.append(blocks)
-        return 0
-
-
-@cython.final
-cdef class Peer:
-    """A worker process, as its caller sees it.
-
-    Parameters
-    ----------
-    channel : Channel
-    page : StatusPage
-    number : int
-        The worker's slot in the page.
-    profile : object
-        What the worker was made for; compared by the pool when it leases.
-    """
-
-    def __init__(self, Channel channel, StatusPage page, int number, profile):
-        self.channel = channel
-        self.page = page
-        self.slot = page.slot(number)
-        self.number = number
-        self.profile = profile
-        # Descriptors of what workers lend are not kept: there may be many workers.
-        self.link = Link(keep_fds=False)
-        self.batches = []
-        self.known = set()
-
-    @property
-    def pid(self):
-        """Process number; 0 until the worker has been forked."""
-        return self.slot.pid
-
-    def fate(self):
-        """How it ended: ``(life, pid, status, peak KiB)``."""
-        life = "alive"
-        if self.slot.life == EXITED:
-            life = "ended"
-        elif self.slot.life == FORK_FAILED:
-            life = "unborn"
-        return life, self.slot.pid, self.slot.status, self.slot.peak
-
-    def usable(self):
-        """Whether another call can have it; forgets what belongs to this one."""
-        self.known.clear()
-        self.fresh = False
-        return not (self.lost or self.retiring or self.batches)
-
-    def close(self):
-        """Close the socket: the worker ends as soon as it is idle."""
-        self.lost = True
-        self.channel.close()
-        self.link.close()
-
-    def forget(self):
-        """In a forked child: let go, and touch nothing that is shared."""
-        self.batches = []
-        self.lost = True
-        self.channel.close()
-
-    def take_all_back(self):
-        """Take back every task that the worker has not begun."""
-        cdef Batch batch
-        for batch in self.batches:
-            take_back(&self.slot.claim[batch.number & 1], 0xFFFFFFFF)
-
-    def poll_closed(self):
-        """Whether the worker has closed its end while it was idle."""
-        cdef pollfd waiter
-        waiter.fd = self.channel.fd
-        waiter.events = POLLIN
-        return poll(&waiter, 1, 0) != 0
 
 
 @cython.final
@@ -273,6 +113,7 @@ cdef class Dispatcher:
         self.pool = pool
         self.state = state
         self.tuner = AutoBatch(call.n_jobs, call.batch_size)
+        self.intake = Intake(capture, self.tuner)
         self.peers = []
         self.ready = []
         self.attempts = {}
@@ -291,8 +132,7 @@ cdef class Dispatcher:
         self.start(tasks)
 
     def start(self, tasks):
-        self.tasks = tasks
-        self.passive = type(tasks) in PASSIVE
+        self.intake.open(tasks)
         done = False
         try:
             self.pool.lease(self.call.n_jobs, self.peers, self.call.options)
@@ -301,7 +141,7 @@ cdef class Dispatcher:
             self.loop()
             done = True
         finally:
-            self.tasks = None
+            self.intake.close()
             self.capture.sharer.clear()
             try:
                 if not done:
@@ -316,12 +156,7 @@ cdef class Dispatcher:
             if peer.lost or peer.batches or not peer.fresh:
                 continue
             if self.capture.bytes_pickled > 65536:
-                # The next call would have it forgotten too, but that may be late.
-                peer.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
-                try:
-                    peer.channel.flush(False)
-                except OSError:
-                    peer.lost = True
+                peer.reset()
         self.pool.release(self.peers)
 
     cdef int check_process(self) except -1:
@@ -386,7 +221,7 @@ cdef class Dispatcher:
                         body = peer.channel.next()
                         if body is None:
                             break
-                        self.unpacked(peer, body)
+                        peer.unpacked(body)
                         if peer.channel.header.flags & FINAL:
                             del peer.batches[0]
                         if peer.channel.header.flags & RETIRED:
@@ -406,7 +241,7 @@ cdef class Dispatcher:
     def take_everything(self):
         """The whole input at once: pre_dispatch='all'."""
         cdef Batch batch
-        while not self.exhausted:
+        while not self.intake.exhausted:
             batch = self.take(1 << 20)
             if batch is not None:
                 self.ready.append(batch)
@@ -417,7 +252,7 @@ cdef class Dispatcher:
             while self.changed:
                 self.changed = False
                 self.feed()
-            if self.exhausted and self.completed == self.taken:
+            if self.intake.exhausted and self.completed == self.intake.taken:
                 return 0
             if self.stream is not None and self.stream.closed:
                 self.abort()
@@ -439,7 +274,7 @@ cdef class Dispatcher:
                     self.send(peer, batch)
                 elif level == 0:
                     self.steal(peer)
-                elif self.exhausted and not self.ready:
+                elif self.intake.exhausted and not self.ready:
                     break
         return 0
 
@@ -455,7 +290,7 @@ cdef class Dispatcher:
             if batch.size() > self.tuner.size:
                 self.ready.insert(i, batch.tail(self.tuner.size))
             return batch
-        if self.exhausted:
+        if self.intake.exhausted:
             return None
         n = self.tuner.size
         if self.call.ahead > 0:
@@ -464,11 +299,11 @@ cdef class Dispatcher:
             else:
                 room = self.call.ahead
                 n = min(n, max(1, room // (2 * self.call.n_jobs)))
-            n = min(n, room - (self.taken - self.completed))
+            n = min(n, room - (self.intake.taken - self.completed))
         if self.stream is not None:
             # How far the reader may be behind: some batches, of the current size.
             self.stream.capacity = max(self.call.ahead, 4 * self.call.n_jobs * n)
-            n = min(n, self.stream.room(self.taken))
+            n = min(n, self.stream.room(self.intake.taken))
         if n <= 0:
             return None
         return self.take(n)
@@ -482,54 +317,19 @@ cdef class Dispatcher:
 
     cdef Batch take(self, Py_ssize_t n):
         """Up to `n` tasks from the input; None if there are no more."""
-        cdef Batch batch = Batch.__new__(Batch)
-        cdef Py_ssize_t i = 0, last = 0
-        cdef int64_t began = now_ns(), now
-        cdef PyObject *raw
-        cdef object task
-        cdef Py_ssize_t stride = 8 if self.tuner.produce_ns < 20000 else 1
-        cdef long long pickled = self.capture.bytes_pickled
-        cdef long long copied = self.capture.sharer.store.copied_bytes
-        batch.items = []
-        batch.first = self.taken
-        batch.column = True
-        self.serviced = began
-        while i < n:
-            if not self.passive:
-                self.capture.next_epoch()
-            raw = PyIter_Next(self.tasks)
-            self.check_process()
-            if raw is NULL:
-                if PyErr_Occurred() is not NULL:
-                    raise_pending()
-                self.exhausted = True
+        cdef Batch batch = self.intake.begin()
+        while not self.intake.fill(batch, n, SERVICE_NS):
+            # A slow input: whoever waits gets what there is.
+            self.service(0)
+            if self.someone_idle() or (
+                    self.stream is not None and self.stream.closed):
                 break
-            task = <object>raw
-            Py_DECREF(raw)
-            self.add(batch, task)
-            task = None
-            i += 1
-            self.taken += 1
-            if (self.capture.bytes_pickled - pickled > LONG_BODY
-                    or self.capture.sharer.store.copied_bytes - copied > COPIED_BYTES):
-                break
-            if i - last >= stride:
-                last = i
-                now = now_ns()
-                if now - self.serviced > SERVICE_NS:
-                    # A slow input: whoever waits gets what there is.
-                    self.service(0)
-                    self.serviced = now
-                    if self.someone_idle() or (
-                            self.stream is not None and self.stream.closed):
-                        break
-        if i == 0:
+        n = batch.size()
+        if n == 0:
             return None
-        batch.input_ns = now_ns() - began
-        self.tuner.produced(i, batch.input_ns)
         if self.out is not None:
-            self.out.extend([None] * i)
-        self.counters.dispatched_tasks += i
+            self.out.extend([None] * n)
+        self.counters.dispatched_tasks += n
         return batch
 
     cdef bint someone_idle(self) except -1:
@@ -539,240 +339,45 @@ cdef class Dispatcher:
                 return True
         return False
 
-    cdef int add(self, Batch batch, object task) except -1:
-        """Capture one task into a batch, in the cheapest form that holds it."""
-        cdef object f, kwargs, item = None
-        cdef tuple args
-        cdef Constant constant
-        cdef bint eager = False
-        if type(task) is not tuple or PyTuple_GET_SIZE(task) != 3:
-            task = checked_task(task, self.taken)
-        f = <object>PyTuple_GET_ITEM(task, 0)
-        item = <object>PyTuple_GET_ITEM(task, 1)
-        args = item if type(item) is tuple else tuple(item)
-        kwargs = <object>PyTuple_GET_ITEM(task, 2)
-        if f is self.last_f:
-            constant = self.last_constant
-        else:
-            if type(f) is MethodType and not isinstance(f.__self__, (type, ModuleType)):
-                # The object may change between tasks, as an argument may.
-                args = (f.__self__, *args)
-                f = f.__func__
-            constant = self.function(f)
-            if constant is not None:
-                self.last_f = f
-                self.last_constant = constant
-        if constant is None or kwargs or not plain_args(args):
-            item = self.capture.arguments(
-                self.taken, f, f if constant is None else None, args, kwargs)
-            eager = True
-        else:
-            item = args
-
-        if not batch.items:
-            batch.function = constant
-            if constant is None:
-                batch.functions = []
-        elif batch.functions is None and constant is not batch.function:
-            batch.separate()
-        if batch.column and (eager or PyTuple_GET_SIZE(args) != 1
-                             or batch.functions is not None):
-            batch.column = False
-            batch.items = [(x,) for x in batch.items]
-        if batch.functions is not None:
-            batch.functions.append(constant)
-        if batch.column:
-            batch.items.append(<object>PyTuple_GET_ITEM(args, 0))
-        else:
-            batch.items.append(item)
-        if eager:
-            batch.take_refs(self.capture.refs, self.capture.blocks)
-            self.capture.refs = None
-            self.capture.blocks = None
-        elif batch.refs is not None or batch.blocks is not None:
-            batch.take_refs(None, None)
-        return 0
-
-    def function(self, f):
-        """The constant of a callable, or None if it must travel with its tasks."""
-        if not callable(f):
-            raise TypeError(
-                f"task {self.taken}: {type_name(f)} is not callable. A task is "
-                "delayed(function)(arguments) or a tuple (function, args, kwargs)")
-        try:
-            return self.capture.function(f)
-        except (KeyboardInterrupt, MemoryError, OSError):
-            raise
-        except Exception as error:
-            from fastjob.errors import TaskPicklingError
-
-            raise TaskPicklingError(self.taken, function_name(f), None,
-                                    type_name(f), str(error)) from error
-
-    cdef list in_block(self, bytes data):
-        """A block for a pickle that is too long for the socket; None if it is not."""
-        if PyBytes_GET_SIZE(data) < LONG_BODY:
-            return None
-        return [self.capture.sharer.store.put(data)]
-
-    cdef int define(self, Peer peer, Constant constant) except -1:
-        """Send a constant, and those that it needs, unless the peer has them."""
-        cdef Constant other
-        cdef int flags = 0
-        cdef bytes tokens
-        if constant is None or constant.number in peer.known:
-            return 0
-        if constant.needs:
-            for other in constant.needs:
-                self.define(peer, other)
-        peer.known.add(constant.number)
-        if type(constant.data) is bytes:
-            block = self.in_block(constant.data)
-            if block is not None:
-                constant.data = block[0]    # for the other workers too
-        blocks = constant.blocks
-        if type(constant.data) is not bytes:
-            flags |= BLOCK
-            blocks = [constant.data, *(blocks or ())]
-        if blocks is None:
-            peer.channel.put(DEFINE, 0, constant.number, 0, 0, 0,
-                             PyBytes_AS_STRING(constant.data),
-                             PyBytes_GET_SIZE(constant.data), None)
-            return 0
-        tokens = peer.link.lend(blocks)
-        body = tokens if flags else tokens + constant.data
-        peer.channel.put(DEFINE, flags | LOANS, constant.number,
-                         <uint32_t>PyBytes_GET_SIZE(tokens), 0, 0,
-                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
-                         peer.link.take_fds())
-        return 0
-
     cdef int send(self, Peer peer, Batch batch) except -1:
         """Hand a batch to a peer; what the socket does not take goes later."""
         cdef Constant constant
-        cdef bytes body
-        cdef int flags = 0
-        cdef uint32_t n = <uint32_t>batch.size()
-        cdef int64_t number = 0, began = now_ns()
+        cdef Peer other
         self.check_process()    # pickling a task runs code of the user
         if peer.lost:
             # While the batch was collected. Its replacement, or another one, gets it.
             self.ready.insert(0, batch)
             self.changed = True
             return 0
-        if not peer.fresh:
-            peer.fresh = True
-            peer.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
-            if peer.state != self.state:
-                peer.channel.put(STATE, 0, 0, 0, 0, 0,
-                                 PyBytes_AS_STRING(self.state),
-                                 PyBytes_GET_SIZE(self.state), None)
-            peer.state = self.state
-        if batch.refs is not None:
-            for refs in batch.refs:
-                if refs is not None:
-                    for constant in refs:
-                        self.define(peer, constant)
-        if batch.functions is not None:
-            for constant in batch.functions:
-                self.define(peer, constant)
-        else:
-            self.define(peer, batch.function)
-        if batch.column:
-            flags |= COLUMN
-        if (batch.functions is not None or batch.indices is not None
-                or batch.blocks is not None):
-            flags |= MIXED
-            if batch.functions is None:
-                functions = [batch.function.number] * n
-            else:
-                functions = [-1 if c is None else (<Constant>c).number
-                             for c in batch.functions]
-            items = batch.items
-            if batch.column:
-                items = [(x,) for x in items]
-                flags &= ~COLUMN
-            tokens = None
-            if batch.blocks is not None:
-                tokens = [None if b is None else peer.link.lend(b)
-                          for b in batch.blocks]
-            body = dumps((items, functions, batch.indices, tokens), 5)
-        else:
-            number = batch.function.number
-            body = dumps(batch.items, 5)
-        block = self.in_block(body)
-        if block is not None:
-            flags |= BLOCK
-            body = peer.link.lend(block)
-        batch.number = peer.sent
-        batch.done = 0
-        batch.sent_at = now_ns()
-        batch.pickle_ns = batch.sent_at - began
-        batch.nbytes = PyBytes_GET_SIZE(body)
-        peer.sent += 1
-        fj_store(&peer.slot.claim[batch.number & 1], claim_word(0, n))
-        peer.batches.append(batch)
-        peer.channel.put(BATCH, flags, batch.number, n, number, batch.first,
-                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
-                         peer.link.take_fds())
+        peer.send(batch, self.state, self.capture.sharer.store)
+        self.counters.dispatched_batches += 1
         for constant in self.capture.expired:
             # Behind the batch: it may be the last to need them.
             for other in self.peers:
-                if constant.number in (<Peer>other).known:
-                    (<Peer>other).known.remove(constant.number)
-                    (<Peer>other).channel.put(FORGET, 0, constant.number, 0, 0, 0,
-                                              NULL, 0, None)
+                other.forget_constant(constant.number)
         self.capture.expired.clear()
-        self.counters.dispatched_batches += 1
-        self.flush(peer)
-        return 0
-
-    cdef int flush(self, Peer peer) except -1:
-        """Write what the peer's socket takes now."""
-        try:
-            peer.channel.flush(False)
-        except (BrokenPipeError, ConnectionResetError):
-            # It has died. What it sent before is still to be read; then comes the
-            # end of the stream, which is where its tasks are dealt with.
-            peer.channel.discard()
         return 0
 
     cdef bint steal(self, Peer thief) except -1:
         """Give an idle peer about half of what the slowest one has not begun."""
         cdef Peer peer, victim = None
-        cdef Batch batch, part
-        cdef uint32_t left, most = 0, want, got
-        cdef uint64_t word
-        cdef int64_t now = now_ns(), began
+        cdef Batch part
+        cdef uint32_t left, most = 0
+        cdef int64_t began
         cdef double each
         for peer in self.peers:
-            if peer is thief or peer.lost:
-                continue
-            left = 0
-            for batch in peer.batches:
-                word = fj_load(&peer.slot.claim[batch.number & 1])
-                if claim_end(word) > claim_next(word):
-                    left += claim_end(word) - claim_next(word)
-            if left > most:
-                most = left
-                victim = peer
+            if peer is not thief and not peer.lost:
+                left = peer.unclaimed()
+                if left > most:
+                    most = left
+                    victim = peer
         if victim is None:
             return False
         began = victim.slot.started
-        each = max(self.tuner.task_ns, <double>(now - began) if began else 0.0)
+        each = max(self.tuner.task_ns, <double>(now_ns() - began) if began else 0.0)
         if most * each < WORTH_STEALING_NS:
             return False
-        want = (most + 1) // 2
-        for batch in reversed(victim.batches):
-            if want == 0:
-                break
-            got = take_back(&victim.slot.claim[batch.number & 1], want)
-            if got == 0:
-                continue
-            want -= got
-            part = batch.tail(batch.size() - got)
-            if part.size() > 0:
-                self.ready.append(part)
+        self.ready.extend(victim.take_back((most + 1) // 2))
         if self.ready:
             part = self.next_batch(thief)
             if part is not None:
@@ -799,9 +404,9 @@ cdef class Dispatcher:
                 continue
             if not peer.batches:
                 idle = True
-            elif self.unclaimed(peer):
+            elif peer.unclaimed():
                 more = True
-        if idle and more and self.exhausted:
+        if idle and more and self.intake.exhausted:
             # Too little to be worth moving when it was looked at; if it still lies
             # there in a moment, it was more than it seemed.
             self.patience = min(2 * self.patience, 64.0) if self.patience else 1.0
@@ -812,15 +417,6 @@ cdef class Dispatcher:
         if least < 0:
             return -1
         return <int>min(least // 1000000 + 1, 1 << 30)
-
-    cdef bint unclaimed(self, Peer peer) noexcept:
-        cdef Batch batch
-        cdef uint64_t word
-        for batch in peer.batches:
-            word = fj_load(&peer.slot.claim[batch.number & 1])
-            if claim_end(word) > claim_next(word):
-                return True
-        return False
 
     cdef int service(self, int timeout) except -1:
         """Wait for events, write what is pending, read what has come."""
@@ -863,7 +459,7 @@ cdef class Dispatcher:
                     continue
                 peer = <Peer>peers[i]
                 if waiting[i].revents & POLLOUT:
-                    self.flush(peer)
+                    peer.flush()
                 if waiting[i].revents & ~POLLOUT:
                     self.receive(peer)
         finally:
@@ -888,22 +484,6 @@ cdef class Dispatcher:
             self.lose(peer)
         return 0
 
-    cdef object unpacked(self, Peer peer, bytes body):
-        """The pickle of a reply, or the pickle and its buffers.
-
-        To be called for every frame: it keeps the link in step with the worker's.
-        """
-        cdef Header head = peer.channel.header
-        cdef Py_ssize_t n_tokens = head.extra
-        if head.n_fds:
-            peer.link.give_fds(peer.channel.take_fds())
-        if not head.flags & LOANS:
-            return body
-        views = peer.link.open(body[:n_tokens], "r+")
-        if head.flags & BLOCK:
-            return views[0], views[1:]
-        return body[n_tokens:], views
-
     cdef int reply(self, Peer peer, bytes body) except -1:
         cdef Header head = peer.channel.header
         cdef Batch batch
@@ -918,7 +498,7 @@ cdef class Dispatcher:
         if head.number != batch.number or batch.done + head.count > batch.size():
             raise WireError("a reply to another batch")
         decoded = now_ns()
-        content = self.unpacked(peer, body)
+        content = peer.unpacked(body)
         at = batch.done
         batch.done += head.count
         if head.flags & FINAL:
@@ -1169,29 +749,3 @@ cdef class Dispatcher:
                 self.note("timeout", peer, f"over {self.call.timeout} s")
                 self.pool.kill(peer)
         return 0
-
-
-cdef int raise_pending() except -1:
-    """Let an exception that a C call has set propagate."""
-    return -1
-
-
-cdef inline bint plain_args(tuple args) noexcept:
-    cdef Py_ssize_t i
-    for i in range(PyTuple_GET_SIZE(args)):
-        if not plain(<object>PyTuple_GET_ITEM(args, i), 4):
-            return False
-    return True
-
-
-def checked_task(task, index):
-    """A task from whatever the input gave, or a TypeError that says what is wrong."""
-    try:
-        f, args, kwargs = task
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"task {index} is {type_name(task)}, not a task. Write "
-            "delayed(function)(arguments) or a tuple (function, args, kwargs)"
-        ) from None
-    return f, tuple(args), kwargs
-

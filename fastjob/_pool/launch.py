@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from fastjob._core.dispatch import Peer
+    from fastjob._core.peer import Peer
 
 #: While the nursery imports a library, its thread pool must not come to life: a
 #: process with a second thread cannot be forked safely.  numba is not among them: it

@@ -23,7 +23,7 @@ import sys
 from _thread import allocate_lock, get_ident
 from _weakref import ref
 
-from fastjob._core.dispatch import Peer
+from fastjob._core.peer import Peer
 from fastjob._core.wire import pair
 from fastjob._pool.launch import Nursery
 from fastjob._pool.state import pickled_initializer

@@ -1,0 +1,23 @@
+from libc.stdint cimport int64_t
+
+from fastjob._core.autobatch cimport AutoBatch
+from fastjob._core.batch cimport Batch
+from fastjob._core.capture cimport Capture, Constant
+
+
+cdef class Intake:
+    # Owner: the thread of the call.
+    cdef Capture capture
+    cdef AutoBatch tuner
+    cdef object tasks           # the iterator
+    cdef bint passive           # taking from it runs no code of the user
+    cdef bint exhausted
+    cdef int64_t taken          # tasks so far; the index of the next one
+    cdef object last_f
+    cdef Constant last_constant
+
+    cdef int open(self, object tasks) except -1
+    cdef int close(self) except -1
+    cdef Batch begin(self)
+    cdef bint fill(self, Batch batch, Py_ssize_t n, int64_t patience) except -1
+    cdef int add(self, Batch batch, object task) except -1

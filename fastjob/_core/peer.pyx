@@ -1,0 +1,273 @@
+"""One worker process, as its caller sees it: what it was sent, what it has not begun.
+
+A peer belongs to the call that has leased it, and is used by that call's thread alone.
+What it shares with the worker is its slot of the status page (``status.pyx``), its
+socket (``wire.pyx``) and the memory that they lend each other (``lending.pyx``).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastjob._core.batch cimport Batch
+from fastjob._core.capture cimport Constant
+from fastjob._core.lending cimport Link
+from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
+from fastjob._core.segments cimport Store
+from fastjob._core.status cimport (
+    EXITED, FORK_FAILED, StatusPage, claim_end, claim_next, claim_word, fj_load,
+    fj_store, take_back,
+)
+from fastjob._core.wire cimport (
+    BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, MIXED, RESET, STATE, Channel, Header,
+)
+
+import pickle
+
+cdef object dumps = pickle.dumps
+
+cdef enum:
+    # A pickle from this size on goes through shared memory: the copies into and out of
+    # the socket's buffer cost more than those of a warm block from about here on.
+    LONG_BODY = 256 << 10
+
+
+cdef list in_block(bytes data, Store store):
+    """A block for a pickle that is too long for the socket; None if it is not."""
+    if PyBytes_GET_SIZE(data) < LONG_BODY:
+        return None
+    return [store.put(data)]
+
+
+@cython.final
+cdef class Peer:
+    """A worker process, as its caller sees it.
+
+    Parameters
+    ----------
+    channel : Channel
+    page : StatusPage
+    number : int
+        The worker's slot in the page.
+    profile : object
+        What the worker was made for; compared by the pool when it leases.
+    """
+
+    def __init__(self, Channel channel, StatusPage page, int number, profile):
+        self.channel = channel
+        self.page = page
+        self.slot = page.slot(number)
+        self.number = number
+        self.profile = profile
+        # Descriptors of what workers lend are not kept: there may be many workers.
+        self.link = Link(keep_fds=False)
+        self.batches = []
+        self.known = set()
+
+    @property
+    def pid(self):
+        """Process number; 0 until the worker has been forked."""
+        return self.slot.pid
+
+    def fate(self):
+        """How it ended: ``(life, pid, status, peak KiB)``."""
+        life = "alive"
+        if self.slot.life == EXITED:
+            life = "ended"
+        elif self.slot.life == FORK_FAILED:
+            life = "unborn"
+        return life, self.slot.pid, self.slot.status, self.slot.peak
+
+    def usable(self):
+        """Whether another call can have it; forgets what belongs to this one."""
+        self.known.clear()
+        self.fresh = False
+        return not (self.lost or self.retiring or self.batches)
+
+    def close(self):
+        """Close the socket: the worker ends as soon as it is idle."""
+        self.lost = True
+        self.channel.close()
+        self.link.close()
+
+    def forget(self):
+        """In a forked child: let go, and touch nothing that is shared."""
+        self.batches = []
+        self.lost = True
+        self.channel.close()
+
+    cdef uint32_t unclaimed(self) noexcept:
+        """How many tasks it has been sent and has not begun."""
+        cdef Batch batch
+        cdef uint64_t word
+        cdef uint32_t left = 0
+        for batch in self.batches:
+            word = fj_load(&self.slot.claim[batch.number & 1])
+            if claim_end(word) > claim_next(word):
+                left += claim_end(word) - claim_next(word)
+        return left
+
+    cdef list take_back(self, uint32_t want):
+        """Take back up to `want` tasks that it has not begun, as batches."""
+        cdef Batch batch
+        cdef uint32_t got
+        cdef list parts = []
+        for batch in reversed(self.batches):
+            if want == 0:
+                break
+            got = take_back(&self.slot.claim[batch.number & 1], want)
+            if got:
+                want -= got
+                parts.append(batch.tail(batch.size() - got))
+        return parts
+
+    def take_all_back(self):
+        """See that the worker begins no task any more."""
+        cdef Batch batch
+        for batch in self.batches:
+            take_back(&self.slot.claim[batch.number & 1], 0xFFFFFFFF)
+
+    def poll_closed(self):
+        """Whether the worker has closed its end while it was idle."""
+        cdef pollfd waiter
+        waiter.fd = self.channel.fd
+        waiter.events = POLLIN
+        return poll(&waiter, 1, 0) != 0
+
+    # -- sending and reading ---------------------------------------------------
+
+    cdef int define(self, Constant constant, Store store) except -1:
+        """Send a constant, and those that it needs, unless it has them."""
+        cdef Constant other
+        cdef int flags = 0
+        cdef bytes tokens
+        if constant is None or constant.number in self.known:
+            return 0
+        if constant.needs:
+            for other in constant.needs:
+                self.define(other, store)
+        self.known.add(constant.number)
+        if type(constant.data) is bytes:
+            block = in_block(constant.data, store)
+            if block is not None:
+                constant.data = block[0]    # for the other workers too
+        blocks = constant.blocks
+        if type(constant.data) is not bytes:
+            flags |= BLOCK
+            blocks = [constant.data, *(blocks or ())]
+        if blocks is None:
+            self.channel.put(DEFINE, 0, constant.number, 0, 0, 0,
+                             PyBytes_AS_STRING(constant.data),
+                             PyBytes_GET_SIZE(constant.data), None)
+            return 0
+        tokens = self.link.lend(blocks)
+        body = tokens if flags else tokens + constant.data
+        self.channel.put(DEFINE, flags | LOANS, constant.number,
+                         <uint32_t>PyBytes_GET_SIZE(tokens), 0, 0,
+                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
+                         self.link.take_fds())
+        return 0
+
+    cdef int send(self, Batch batch, bytes state, Store store) except -1:
+        """Hand a batch to a peer; what the socket does not take goes later."""
+        cdef Constant constant
+        cdef bytes body
+        cdef int flags = 0
+        cdef uint32_t n = <uint32_t>batch.size()
+        cdef int64_t number = 0, began = now_ns()
+        if not self.fresh:
+            self.fresh = True
+            self.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
+            if self.state != state:
+                self.channel.put(STATE, 0, 0, 0, 0, 0,
+                                 PyBytes_AS_STRING(state),
+                                 PyBytes_GET_SIZE(state), None)
+            self.state = state
+        if batch.refs is not None:
+            for refs in batch.refs:
+                if refs is not None:
+                    for constant in refs:
+                        self.define(constant, store)
+        if batch.functions is not None:
+            for constant in batch.functions:
+                self.define(constant, store)
+        else:
+            self.define(batch.function, store)
+        if batch.column:
+            flags |= COLUMN
+        if (batch.functions is not None or batch.indices is not None
+                or batch.blocks is not None):
+            flags |= MIXED
+            if batch.functions is None:
+                functions = [batch.function.number] * n
+            else:
+                functions = [-1 if c is None else (<Constant>c).number
+                             for c in batch.functions]
+            items = batch.items
+            if batch.column:
+                items = [(x,) for x in items]
+                flags &= ~COLUMN
+            tokens = None
+            if batch.blocks is not None:
+                tokens = [None if b is None else self.link.lend(b)
+                          for b in batch.blocks]
+            body = dumps((items, functions, batch.indices, tokens), 5)
+        else:
+            number = batch.function.number
+            body = dumps(batch.items, 5)
+        block = in_block(body, store)
+        if block is not None:
+            flags |= BLOCK
+            body = self.link.lend(block)
+        batch.number = self.sent
+        batch.done = 0
+        batch.sent_at = now_ns()
+        batch.pickle_ns = batch.sent_at - began
+        batch.nbytes = PyBytes_GET_SIZE(body)
+        self.sent += 1
+        fj_store(&self.slot.claim[batch.number & 1], claim_word(0, n))
+        self.batches.append(batch)
+        self.channel.put(BATCH, flags, batch.number, n, number, batch.first,
+                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
+                         self.link.take_fds())
+        self.flush()
+        return 0
+
+    cdef int forget_constant(self, uint32_t number) except -1:
+        """Have the worker drop a constant that no later task will refer to."""
+        if number in self.known:
+            self.known.remove(number)
+            self.channel.put(FORGET, 0, number, 0, 0, 0, NULL, 0, None)
+        return 0
+
+    cdef int reset(self) except -1:
+        """Have the worker drop all constants now; the next call would do it too."""
+        self.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
+        self.flush()
+        return 0
+
+    cdef int flush(self) except -1:
+        """Write what the socket takes now."""
+        try:
+            self.channel.flush(False)
+        except (BrokenPipeError, ConnectionResetError):
+            # It has died. What it sent before is still to be read; then comes the
+            # end of the stream, which is where its tasks are dealt with.
+            self.channel.discard()
+        return 0
+
+    cdef object unpacked(self, bytes body):
+        """The pickle of a reply, or the pickle and its buffers.
+
+        To be called for every frame: it keeps the link in step with the worker's.
+        """
+        cdef Header head = self.channel.header
+        cdef Py_ssize_t n_tokens = head.extra
+        if head.n_fds:
+            self.link.give_fds(self.channel.take_fds())
+        if not head.flags & LOANS:
+            return body
+        views = self.link.open(body[:n_tokens], "r+")
+        if head.flags & BLOCK:
+            return views[0], views[1:]
+        return body[n_tokens:], views
