@@ -784,7 +784,7 @@ def test_a_worker_that_has_grown_too_large_is_replaced():
 
 
 def test_an_idle_worker_ends_after_a_time():
-    shutdown()  # workers of other tests would wait for five minutes
+    pool.shutdown()  # workers of other tests would wait for five minutes
     processes(idle_worker_timeout=0.05)([delayed(double)(1)] * 4)
     until(lambda: all(peer.poll_closed() for peer in pool._idle))
     assert processes(idle_worker_timeout=0.05)([delayed(double)(1)] * 4) == [2] * 4
