@@ -115,7 +115,7 @@ def test_closures_travel(parallel):
 
 
 def test_an_error_is_raised_with_its_remote_traceback(parallel):
-    with pytest.raises(ValueError, match="no [01]") as info:
+    with pytest.raises(ValueError, match=r"no [01]") as info:
         parallel()(calls_of(fail, range(10)))
     assert isinstance(info.value.__cause__, RemoteTraceback)
     assert "raise ValueError" in str(info.value.__cause__)
