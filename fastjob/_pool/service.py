@@ -29,7 +29,7 @@ from concurrent.futures import Future
 from threading import Lock, Thread
 from time import perf_counter_ns
 
-from fastjob._core.dispatch import NOTHING_YET
+from fastjob._core.intake import NOTHING_YET
 from fastjob._pool.pump import Pump
 from fastjob.errors import TaskError
 
