@@ -29,7 +29,7 @@ def main(slot: int, preload: tuple[str, ...], with_site: bool) -> None:
         child.serve(link, StatusPage(PAGE), slot)
         code = 0
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         child.flush_streams()
         os._exit(code)
