@@ -1,46 +1,165 @@
-"""What refers to ``__main__``, and must be pickled by value, and what only names it."""
+"""What is defined in ``__main__``, on standard input or with -c runs in workers."""
 
-SCRIPT = """
-import pickle
-from fastjob._core.pickling import dumps
+from __future__ import annotations
 
-class A:
+import pytest
+
+SOURCE = """
+import os
+from fastjob import Parallel, delayed
+
+runs = open("runs", "a")
+runs.write("x")
+runs.close()
+
+FACTOR = 3
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+    def moved(self, by):
+        return Point(self.x + by)
+    def __eq__(self, other):
+        return type(self) is type(other) and self.x == other.x
+
+class Trouble(Exception):
     pass
 
-def f():
-    pass
+def scaled(x):
+    return FACTOR * x
 
-MIX = ["x", 1, 1.5, -3, b"__main__", 2**80, 10**6, 70000, {1}, frozenset([2]),
-       bytearray(b"__main__"), {"__main__": None}, (), (1, 2, 3, 4), True, "x" * 300]
-FILTERS = [("ignore", None, Warning, "__main__", 0), ("default", "__main__", int)]
-MANY = [str(i) for i in range(3000)]
-by_value = {
-    "class": A,
-    "instance": A(),
-    "function": f,
-    "after the text": ["__main__", A()],
-    "after filters": [FILTERS, A()],
-    "after many": [MANY, "__main__", MANY[:10], A()],
-    "in a mix": [MIX, f],
-    "twice": [A(), A, A()],
-}
-by_name = {
-    "text": "__main__",
-    "texts": ["__main__", "_" + "_main__"],
-    "filters": FILTERS,
-    "mix": [MIX, len, int],
-    "text before globals": ["__main__", len, dict, "__main__", A.__module__, print],
-    "many": [MANY, "__main__", MANY[:300], len],
-    "bytes that hold a pickle": pickle.dumps(A()),
-}
-for name, value in by_value.items():
-    assert dumps(value)[:1] == b"C", name
-for name, value in by_name.items():
-    assert dumps(value)[:1] != b"C", name
-print(len(by_value) + len(by_name))
+def recursive(n):
+    return 1 if n == 0 else n * recursive(n - 1)
+
+def make(x):
+    return Point(x)
+
+def check(point):
+    return isinstance(point, Point), type(point) is Point
+
+def trouble(i):
+    raise Trouble(i)
+
+def outer(k):
+    def inner(x):
+        return scaled(x) + k
+    return inner
+
+parallel = Parallel(n_jobs=2)
+assert parallel(delayed(scaled)(i) for i in range(20)) == [3 * i for i in range(20)]
+assert parallel(delayed(recursive)(i) for i in range(5)) == [1, 1, 2, 6, 24]
+assert parallel(delayed(outer(k))(1) for k in range(5)) == [3, 4, 5, 6, 7]
+assert parallel(delayed(lambda x: Point(x).x)(i) for i in range(5)) == [0, 1, 2, 3, 4]
+
+made = parallel(delayed(make)(i) for i in range(10))
+assert all(type(p) is Point for p in made)
+assert [p.x for p in made] == list(range(10))
+assert parallel(delayed(check)(p) for p in made) == [(True, True)] * 10
+assert parallel(delayed(p.moved)(1) for p in made) == [Point(i + 1) for i in range(10)]
+try:
+    parallel(delayed(trouble)(i) for i in range(4))
+except Trouble as error:
+    assert len(error.args) == 1
+else:
+    raise AssertionError("no Trouble")
+
+# What the caller redefines is what runs.
+FACTOR = 5
+assert parallel(delayed(scaled)(i) for i in range(20)) == [5 * i for i in range(20)]
+def scaled(x):
+    return -x
+assert parallel(delayed(scaled)(i) for i in range(20)) == [-i for i in range(20)]
+class Point(Point):
+    def moved(self, by):
+        return "new"
+assert parallel([delayed(Point(1).moved)(1)] * 3) == ["new"] * 3
+print("right")
 """
 
 
-def test_only_globals_of_main_are_pickled_by_value(run_python):
-    done = run_python(SCRIPT)
-    assert (done.stdout, done.stderr) == ("15\n", "")
+@pytest.mark.parametrize("how", ["script", "stdin", "-c", "-m"])
+def test_main_needs_no_guard_and_runs_once(how, run_python, tmp_path):
+    if how == "script":
+        done = run_python(SOURCE)
+    elif how == "stdin":
+        done = run_python("-", stdin=None, input=SOURCE)
+    elif how == "-c":
+        done = run_python("-c", SOURCE)
+    else:
+        (tmp_path / "as_module.py").write_text(SOURCE)
+        done = run_python("-m", "as_module")
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_a_guard_does_no_harm(run_python):
+    done = run_python(
+        "from fastjob import Parallel, delayed\n"
+        "def f(x):\n"
+        "    return x + 1\n"
+        "if __name__ == '__main__':\n"
+        "    print(Parallel(2)(delayed(f)(i) for i in range(3)))\n"
+    )
+    assert (done.stdout, done.stderr) == ("[1, 2, 3]\n", "")
+
+
+def test_an_embedded_interpreter_is_told_what_to_do(run_python):
+    done = run_python(
+        "import sys\n"
+        "sys.executable = ''\n"
+        "from fastjob import Parallel, delayed, errors\n"
+        "try:\n"
+        "    Parallel(2)(delayed(abs)(i) for i in range(3))\n"
+        "except errors.NurseryError as error:\n"
+        "    print('sys.executable' in str(error))\n"
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_an_executable_that_cannot_be_started_is_a_clear_error(run_python):
+    done = run_python(
+        "import sys\n"
+        "good, sys.executable = sys.executable, '/nowhere/python'\n"
+        "from fastjob import Parallel, delayed, errors\n"
+        "try:\n"
+        "    Parallel(2)(delayed(abs)(i) for i in range(3))\n"
+        "except errors.NurseryError as error:\n"
+        "    print('/nowhere/python' in str(error))\n"
+        "sys.executable = good\n"
+        "print(Parallel(2)(delayed(abs)(i) for i in range(3)))\n"
+    )
+    assert (done.stdout, done.stderr) == ("True\n[0, 1, 2]\n", "")
+
+
+@pytest.mark.parametrize(
+    "options", [["-O"], ["-B"], ["-X", "dev"], ["-X", "utf8"], ["-I"]]
+)
+def test_interpreter_options_reach_the_workers(options, run_python, tmp_path):
+    script = tmp_path / "flags.py"
+    paths = [str(p) for p in __import__("sys").path if p]
+    script.write_text(
+        f"import sys\nsys.path[:] = {paths!r}\n"
+        "from fastjob import Parallel, delayed\n"
+        "def flags():\n"
+        "    return [sys.flags.optimize, sys.flags.dont_write_bytecode,\n"
+        "            sys.flags.dev_mode, sys.flags.utf8_mode]\n"
+        "assert Parallel(2)([delayed(flags)()] * 3) == [flags()] * 3\n"
+        "print('right')\n"
+    )
+    done = run_python(*options, str(script))
+    assert (done.stdout, done.stderr) == ("right\n", "")
+
+
+def test_a_script_that_reads_standard_input_keeps_it(run_python):
+    """The nursery's own standard input is not the caller's."""
+    done = run_python(
+        "import sys\n"
+        "from fastjob import Parallel, delayed\n"
+        "first = sys.stdin.readline()\n"
+        "def read():\n"
+        "    return sys.stdin.read()\n"
+        "print(Parallel(2)([delayed(read)()] * 2), [first], [sys.stdin.read()])\n",
+        stdin=None,
+        input="one\ntwo\n",
+    )
+    assert (done.stdout, done.stderr) == ("['', ''] ['one\\n'] ['two\\n']\n", "")

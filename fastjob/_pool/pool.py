@@ -25,7 +25,7 @@ from _weakref import ref
 
 from fastjob._core.peer import Peer
 from fastjob._core.wire import pair
-from fastjob._pool.starter import Starter, start_method
+from fastjob._pool.launch import Nursery
 from fastjob._pool.state import pickled_initializer
 from fastjob.errors import NurseryError
 
@@ -46,9 +46,9 @@ class Pool:
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._idle: list[Peer] = []
-        self._nursery: Starter | None = None
+        self._nursery: Nursery | None = None
         #: Nurseries that get no more requests to fork; calls still use their workers.
-        self._retired: list[Starter] = []
+        self._retired: list[Nursery] = []
         self._generation = 0
         self._ooms = -1
         #: The thread that ends the interpreter, once it has begun to.
@@ -93,19 +93,19 @@ class Pool:
                         ) from error
                     break
 
-    def _living(self) -> Starter:
+    def _living(self) -> Nursery:
         """The nursery to ask for workers; a new one if there is none or it has died."""
         nursery = self._nursery
         if nursery is not None and nursery.alive():
             return nursery
         if nursery is not None:
             self._bury(nursery)
-        nursery = self._nursery = new_starter()
+        nursery = self._nursery = Nursery()
         nursery.start()
         self._ooms = oom_kills()
         return nursery
 
-    def _bury(self, nursery: Starter) -> None:
+    def _bury(self, nursery: Nursery) -> None:
         """End a nursery and all of its workers; an interrupted end can be repeated."""
         nursery.close()
         if nursery is self._nursery:
@@ -120,7 +120,7 @@ class Pool:
         while self._idle:
             self._idle.pop().close()
 
-    def _fork(self, nursery: Starter, profile: object) -> Peer:
+    def _fork(self, nursery: Nursery, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
         slot = nursery.free_slot()
         ours, theirs = pair()
@@ -157,7 +157,7 @@ class Pool:
                 peer.close()
             raise
 
-    def _home(self, peer: Peer) -> Starter | None:
+    def _home(self, peer: Peer) -> Nursery | None:
         """The nursery of a worker; None once it is known to be dead."""
         for nursery in (self._nursery, *self._retired):
             if nursery is not None and nursery.page is peer.page:
@@ -192,8 +192,6 @@ class Pool:
             # A task has shut the worker's own socket down.
             self.kill(peer)
             return {"pid": pid}
-        if status < 0:
-            return {"pid": pid}  # somebody else has taken its status
         exitcode = os.waitstatus_to_exitcode(status)
         probably_oom = False
         if exitcode == -9:
@@ -261,19 +259,8 @@ class Pool:
                 peer = owner()
                 if peer is not None:
                     peer.forget()
-            nursery.forget()
+            nursery.close()
         self.__init__()  # type: ignore[misc]
-
-
-def new_starter() -> Starter:
-    """What starts workers here, not yet started."""
-    if start_method() == "spawn":
-        from fastjob._pool.spawn import Spawner
-
-        return Spawner()
-    from fastjob._pool.launch import Nursery
-
-    return Nursery()
 
 
 def oom_kills() -> int:
