@@ -442,6 +442,8 @@ def hold():
 thread = threading.Thread(target=hold)
 thread.start()
 assert held.wait(60)
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
 child = os.fork()
 if child == 0:
     with threadpool_limits(1):
