@@ -20,8 +20,8 @@ An engine, if ``call.timeline`` is not None, from any thread:
   knows goes in the other parameters; 0 is unknown.  An engine that runs single tasks
   joins those that follow each other on one worker (``_core/spans.pyx``), so that a
   task of a microsecond does not cost one more.
-- ``task(worker, start_ns, end_ns, index)`` for single tasks of a millisecond or more in a
-  batch of several, if it knows them.  A batch of one is taken as a task by itself.
+- ``task(worker, start_ns, end_ns, index)`` for single tasks of a millisecond or more in
+  a batch of several, if it knows them.  A batch of one is taken as a task by itself.
 - ``event(kind, worker, time_ns, text)`` for what is not a batch: ``"error"`` (a task
   failed for good), ``"retry"``, ``"death"``, ``"timeout"``, ``"start"`` (a worker was
   started during the call).

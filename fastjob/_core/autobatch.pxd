@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 cdef class AutoBatch:
     cdef readonly long long size            # tasks the next batch should have
     cdef readonly double task_ns            # recent mean duration of a task
-    cdef readonly double produce_ns         # recent mean cost of taking one from the input
+    cdef readonly double produce_ns         # recent mean cost of taking one task
     cdef readonly double task_bytes         # recent mean size of arguments plus result
     cdef readonly long long seen            # tasks recorded so far
     cdef readonly long long fixed           # the user's own batch size; 0 is automatic

@@ -23,7 +23,6 @@ tasks with a large argument each would else fill both processes' memory.
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
-from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 

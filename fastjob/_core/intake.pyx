@@ -196,4 +196,3 @@ def checked_task(task, index):
             "delayed(function)(arguments) or a tuple (function, args, kwargs)"
         ) from None
     return f, tuple(args), kwargs
-

@@ -2,9 +2,10 @@
 #
 # LEAF: guards a few C fields for some nanoseconds.  Between lock_leaf and unlock_leaf
 # no Python object is made, none is dropped for the last time, no Python code runs and
-# the interpreter is not released.  So no destructor, no garbage collection and no switch of threads happens inside, and
-# therefore a destructor may take a leaf lock, and a leaf lock may be taken without
-# giving up the interpreter: its holder is always about to release it.
+# the interpreter is not released.  So no destructor, no garbage collection and no
+# switch of threads happens inside, and therefore a destructor may take a leaf lock,
+# and a leaf lock may be taken without giving up the interpreter: its holder is always
+# about to release it.
 #
 # BELL: a lock that is held except from the moment somebody rings it until the one
 # thread that waits on it wakes.  It is rung at most once a wait; who may ring it is

@@ -23,8 +23,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from fastjob._core.libc cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, close, fj_recv, fj_send, poll,
-    pollfd,
+    MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, close, fj_recv, fj_send, poll, pollfd,
 )
 
 import os
@@ -202,9 +201,9 @@ cdef class Channel:
         cdef int fds[FJ_MAX_FDS]
         cdef int n_fds, i
         cdef size_t need = FIRST_ROOM // 2
-        cdef Header *head
+        cdef Header head    # a copy: frames begin at any address
         if self.in_end - self.in_start >= sizeof(Header):
-            head = <Header *>(self.inp + self.in_start)
+            memcpy(&head, self.inp + self.in_start, sizeof(Header))
             if head.size > MAX_BODY:
                 raise WireError(f"a message of {head.size} bytes")
             need = max(need, sizeof(Header) + head.size
@@ -225,8 +224,9 @@ cdef class Channel:
             if got >= 0:
                 break
             if got == -2:
-                raise OSError(EMFILE, "Too many open files: descriptors of shared memory "
-                                  "were lost; raise the limit (ulimit -n)")
+                raise OSError(
+                    EMFILE, "Too many open files: descriptors of shared memory were "
+                    "lost; raise the limit (ulimit -n)")
             if errno == EINTR:
                 PyErr_CheckSignals()
             elif errno == EAGAIN:
@@ -244,19 +244,19 @@ cdef class Channel:
 
     cdef bytes next(self):
         """The body of the next whole frame, its header in `header`; None if none."""
-        cdef Header *head
+        cdef Header head    # a copy: frames begin at any address
         cdef size_t have = self.in_end - self.in_start
         cdef bytes body
         if have < sizeof(Header):
             return None
-        head = <Header *>(self.inp + self.in_start)
+        memcpy(&head, self.inp + self.in_start, sizeof(Header))
         if head.magic != MAGIC or head.kind >= KIND_LIMIT or head.size > MAX_BODY:
             raise WireError(
                 "a worker and its caller disagree about a message; this is a bug in "
                 "fastjob, or memory of one of them was overwritten")
         if have < sizeof(Header) + head.size:
             return None
-        self.header = head[0]
+        self.header = head
         body = PyBytes_FromStringAndSize(self.inp + self.in_start + sizeof(Header),
                                          head.size)
         self.in_start += sizeof(Header) + self.header.size

@@ -72,7 +72,8 @@ def tidy() -> None:
 
 def collect() -> bool:
     """Give back what is due; whether there is more to give back later."""
-    return any([store.collect() for store in list(_stores.values())])
+    more = [store.collect() for store in list(_stores.values())]  # all of them
+    return any(more)
 
 
 def _wait(stop: Any) -> None:

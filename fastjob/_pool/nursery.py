@@ -150,7 +150,7 @@ class Nursery:
             assert self.page is not None
             code = child.main(parent, link.detach(), self.page, slot)
         except BaseException:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             child.flush_streams()
             os._exit(code)

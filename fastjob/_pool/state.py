@@ -47,7 +47,7 @@ def capture(call: Call) -> bytes:
         os.environ._data.copy(),  # type: ignore[attr-defined] # decoding costs 30 us
         working_directory(),
         sys.path[:],
-        warnings.filters[:],  # type: ignore[index]
+        warnings.filters[:],
         call.n_jobs,
         call.inner_max_num_threads,
         inner_threads.core_budget(),
