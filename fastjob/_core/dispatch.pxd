@@ -33,6 +33,7 @@ cdef class Dispatcher:
 
     cdef int check_process(self) except -1
     cdef int loop(self) except -1
+    cdef int settle(self) except -1
     cdef int feed(self) except -1
     cdef Batch next_batch(self, Peer peer)
     cdef Batch take(self, Py_ssize_t n)

@@ -43,11 +43,11 @@ from fastjob._core.capture cimport Capture, Constant
 from fastjob._core.intake cimport Intake
 from fastjob._core.libc cimport POLLIN, POLLOUT, now_ns, poll, pollfd
 from fastjob._core.peer cimport Peer
-from fastjob._core.pickling cimport load
+from fastjob._core.pickling cimport load, load_apart
 from fastjob._core.results cimport ResultStream
 from fastjob._core.status cimport claim_next, fj_load
 from fastjob._core.wake cimport Wake
-from fastjob._core.wire cimport FAILED, FINAL, REPLY, RETIRED, Header
+from fastjob._core.wire cimport APART, FAILED, FINAL, REPLY, RETIRED, Header
 
 import os
 
@@ -69,6 +69,8 @@ cdef enum:
     SLICE_MS = 100
     # How long a running task may go on after its call has ended.
     GRACE_NS = 30_000_000
+    # How long a worker without a task may take to say so; else it is let go.
+    SETTLE_NS = 1_000_000_000
     # A batch whose workers died this often, without a task to blame, is blamed.
     MOST_DEATHS = 3
     # Workers that may end in a row, beyond one each, before the call gives up.
@@ -139,6 +141,7 @@ cdef class Dispatcher:
             if self.call.ahead == 0:
                 self.take_everything()
             self.loop()
+            self.settle()
             done = True
         finally:
             self.intake.close()
@@ -184,6 +187,18 @@ cdef class Dispatcher:
                 self.drain(busy, <int>(left // 1000000) + 1)
         finally:
             self.kill_busy()
+
+    cdef int settle(self) except -1:
+        """Hear the last replies: of batches of which everything was taken back.
+
+        All tasks are done, so no worker has anything to do but to reply.
+        """
+        cdef int64_t deadline = now_ns() + SETTLE_NS
+        while True:
+            busy = [p for p in self.peers if (<Peer>p).batches and not (<Peer>p).lost]
+            if not busy or now_ns() > deadline:
+                return 0
+            self.drain(busy, SLICE_MS)
 
     def kill_busy(self):
         """Have every worker killed that is not idle, interrupts or not."""
@@ -512,10 +527,12 @@ cdef class Dispatcher:
         if head.count:
             self.tuner.ran(head.count, head.stamp, n_bytes)
             try:
-                if head.flags & FAILED:
-                    results, failures = load(content)
+                if head.flags & APART:
+                    results = load_apart(content, head.count + (1 if head.flags & FAILED else 0))
                 else:
                     results = load(content)
+                if head.flags & FAILED:
+                    failures = results.pop()
             except Exception as error:
                 self.unreadable(peer, batch, at, error)
             else:

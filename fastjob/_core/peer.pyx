@@ -88,7 +88,16 @@ cdef class Peer:
         """Close the socket: the worker ends as soon as it is idle."""
         self.lost = True
         self.channel.close()
+
+    def part(self, bint surely_dead=False):
+        """Take back what the worker was lent, if it has ended; whether it has.
+
+        Not before: it may hold an array on it, in a variable of its own, to the last.
+        """
+        if not surely_dead and self.slot.life != EXITED and self.slot.life != FORK_FAILED:
+            return False
         self.link.close()
+        return True
 
     def forget(self):
         """In a forked child: let go, and touch nothing that is shared."""

@@ -6,9 +6,9 @@ process does not have.
 
 Two forms on the wire.  A plain pickle starts with the PROTO opcode.  A cloudpickled
 one starts with ``C`` and holds two pickles of one pickler: the value, and the classes
-and functions of ``__main__`` that it was made with.  The receiver puts those into its
-own ``__main__``: a result that refers to such a class is then plainly pickled *by
-name*, and arrives in the caller as an instance of the caller's own class.
+and functions of ``__main__`` that it was made with.  A worker puts those into its own
+``__main__``: a result that refers to such a class is then pickled *by name*, and
+arrives in the caller as an instance of the caller's own class.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -84,6 +84,37 @@ cdef bytes dump_plain(object value, object keep, object reducers):
     pickler.dispatch_table = reducers
     pickler.dump(value)
     return stream.getvalue()
+
+
+cdef bytes dump_apart(list values, object keep, object reducers):
+    """Pickle values one behind the other, so that they share no object."""
+    stream = io.BytesIO()
+    pickler = PlainPickler(stream, 5, buffer_callback=keep)
+    if reducers is not None:
+        pickler.dispatch_table = reducers
+    for value in values:
+        pickler.dump(value)
+        pickler.clear_memo()
+    return stream.getvalue()
+
+
+cdef list load_apart(object data, Py_ssize_t n):
+    """Unpickle what `dump_apart` made of `n` values."""
+    cdef object buffers = None
+    if type(data) is tuple:
+        data, buffers = data
+    unpickler = Unpickler(io.BytesIO(data), buffers=buffers)
+    return [unpickler.load() for _ in range(n)]
+
+
+def main_attribute(name):
+    """What ``__main__`` calls by a name."""
+    return vars(sys.modules["__main__"])[name]
+
+
+def by_name(obj):
+    """Reduce value of what the caller's ``__main__`` has too: just its name."""
+    return main_attribute, (obj.__qualname__,)
 
 
 def dumps(value):

@@ -25,6 +25,7 @@ cdef enum Flag:
     BLOCK = 16      # the pickle lies in a block, whose token comes first in the body
     LOANS = 64      # tokens come before the pickle: `extra` bytes of them (REPLY), or
                     # `count` (DEFINE)
+    APART = 128     # REPLY: a pickle for each result, one behind the other
     RETIRED = 32    # REPLY: the worker exits after this
 
 

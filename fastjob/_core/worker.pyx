@@ -20,13 +20,14 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.errno cimport EINTR, errno
 
 from fastjob._core.arrays cimport Sharer
+from fastjob._core.capture cimport plain
 from fastjob._core.constants cimport constant, define, forget, reset
 from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
-from fastjob._core.pickling cimport dump_cloud, dump_plain, load
+from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
+    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
     Channel, Header,
 )
 
@@ -35,6 +36,8 @@ import os
 import resource
 import sys
 from sys import modules
+
+from fastjob._core.pickling import by_name
 
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object callable, object arg)
@@ -346,7 +349,7 @@ cdef class Worker:
 
     cdef int reply(self, Header head, list results, list failures, int flags,
                    int64_t busy) except -1:
-        cdef object data, what = results
+        cdef object data
         cdef list blocks = None
         cdef bytes tokens
         cdef int64_t ended = now_ns()
@@ -354,13 +357,20 @@ cdef class Worker:
         try:
             if failures is not None:
                 flags |= FAILED
-                what = (results, failures)
-            if "numpy" in modules:
-                data = dump_plain(what, self.sharer(), self.reducers)
+                results = [*results, failures]
+            if all_plain(results):
+                data = dump_plain(results, None, None)
+            elif "numpy" in modules:
+                flags |= APART
+                data = dump_apart(results, self.sharer(), self.reducers)
                 blocks = self.results.blocks()
             else:
-                data = dump_plain(what, None, None)
+                flags |= APART
+                data = dump_apart(results, None, None)
         except Exception:
+            flags &= ~APART
+            if failures is not None:
+                results.pop()
             if self.results is not None:
                 self.results.blocks()
             data, failed = self.salvage(results, failures or [])
@@ -381,7 +391,7 @@ cdef class Worker:
         except (MemoryError, OSError) as error:
             # Neither the socket's buffer nor shared memory has room for the results.
             data = dump_plain(no_results(count, error), None, None)
-            flags = (flags | FAILED) & ~(BLOCK | LOANS)
+            flags = (flags | FAILED) & ~(APART | BLOCK | LOANS)
             self.channel.put(REPLY, flags, head.number, count, busy, 0,
                              PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None, ended)
         self.channel.flush(True)
@@ -412,7 +422,7 @@ cdef class Worker:
             if position in failed:
                 continue
             try:
-                dump_cloud(result, None, None, None)
+                dump_cloud(result, None, None, by_name)
             except MemoryError as error:
                 failures.append((position, failure.pack(error, ""), "", 0.0))
             except BaseException as error:
@@ -422,9 +432,9 @@ cdef class Worker:
                 continue
             results[position] = None
         failures.sort(key=lambda record: record[0])
-        what = (results, failures) if failures else results
+        what = [*results, failures] if failures else results
         try:
-            return dump_cloud(what, None, None, None), bool(failures)
+            return dump_cloud(what, None, None, by_name), bool(failures)
         except MemoryError as error:    # each alone fits, all together do not
             return dump_plain(no_results(len(results), error), None, None), True
 
@@ -434,7 +444,16 @@ def no_results(n, error):
     from fastjob import failure
 
     packed = failure.pack(error, "")
-    return [None] * n, [(position, packed, "", 0.0) for position in range(n)]
+    return [None] * n + [[(position, packed, "", 0.0) for position in range(n)]]
+
+
+cdef bint all_plain(list results):
+    """Whether no two results can have an object in common that may be changed."""
+    cdef Py_ssize_t i
+    for i in range(PyList_GET_SIZE(results)):
+        if not plain(<object>PyList_GET_ITEM(results, i), 4):
+            return False
+    return True
 
 
 def end_child(error):

@@ -49,6 +49,8 @@ class Pool:
         self._nursery: Nursery | None = None
         #: Nurseries that get no more requests to fork; calls still use their workers.
         self._retired: list[Nursery] = []
+        #: Workers told to end: what they were lent comes back when they have.
+        self._leaving: list[Peer] = []
         self._generation = 0
         self._ooms = -1
         #: The thread that ends the interpreter, once it has begun to.
@@ -83,6 +85,8 @@ class Pool:
                     peer = self._idle.pop(at)
                     if not peer.poll_closed():
                         peers.append(peer)
+                    else:
+                        self._dismiss(peer)
             while len(peers) < want:
                 try:
                     peers.append(self._fork(nursery, profile))
@@ -111,6 +115,11 @@ class Pool:
         if nursery is self._nursery:
             self._close_idle()
         nursery.wait(EXIT_PATIENCE)
+        for peer in self._leaving[:]:
+            if peer.page is nursery.page:
+                # The nursery ends after its workers, or they with it.
+                peer.part(surely_dead=True)
+                self._leaving.remove(peer)
         if nursery is self._nursery:
             self._nursery = None
         if nursery in self._retired:
@@ -118,7 +127,17 @@ class Pool:
 
     def _close_idle(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._dismiss(self._idle[-1])
+            self._idle.pop()
+
+    def _dismiss(self, peer: Peer) -> None:
+        """Have a worker end."""
+        self._leaving.append(peer)
+        peer.close()
+
+    def _part(self) -> None:
+        """See which of the workers that were to end have ended."""
+        self._leaving = [peer for peer in self._leaving if not peer.part()]
 
     def _fork(self, nursery: Nursery, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
@@ -145,8 +164,10 @@ class Pool:
                     if peer.usable() and peer.page is page:
                         self._idle.append(peer)
                     else:
-                        peer.close()
+                        self._dismiss(peer)
                     peers.pop()
+                if self._leaving:
+                    self._part()
                 for nursery in self._retired[:]:
                     if not nursery.in_use():
                         self._bury(nursery)
@@ -154,7 +175,7 @@ class Pool:
             # Interrupted. The last one may be in both lists: then a lease finds it
             # closed.
             for peer in peers:
-                peer.close()
+                self._dismiss(peer)
             raise
 
     def _home(self, peer: Peer) -> Nursery | None:
