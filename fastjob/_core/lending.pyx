@@ -481,6 +481,10 @@ cdef class Link:
             raise RuntimeError("a buffer came without its descriptor; "
                                "this is a bug in fastjob, please report it")
         region = self.regions[token.region]
+        if (token.slot >= TABLE_SLOTS or token.offset > region.size
+                or token.nbytes > region.size - token.offset):
+            raise RuntimeError("a token does not describe a buffer; "
+                               "this is a bug in fastjob, please report it")
         view.region = region
         view.offset = token.offset
         view.nbytes = token.nbytes

@@ -84,13 +84,10 @@ cdef class Spans:
         self.left = self.stride
         return 0
 
-    # The worker stops, or waits: what is open ends now, or where a pause began.
+    # The worker stops, or waits: what is open ends now.
     cdef int flush(self) except -1:
         if self.n:
-            if not self.alone and pace_now() - self.seen >= TICK_NS:
-                self.write(max(self.start, self.seen))
-            else:
-                self.write(exact_now())
+            self.write(exact_now())
         return 0
 
     cdef int write(self, long long end) except -1:

@@ -9,7 +9,6 @@ import sys
 from fastjob._core.status import StatusPage, die_with_parent
 from fastjob._core.wire import Channel
 from fastjob._core.worker import Worker
-from fastjob._pool import lines
 from fastjob._pool.state import Adopted
 
 #: Modules that the nursery could not preload, and why.
@@ -24,7 +23,10 @@ def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reseed()
-    lines.install(page.fd)
+    # Lines of tasks that print at the same time shall not be torn apart.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     channel = Channel(fd)
     # A process forked by a task must not keep the caller's socket.
     os.register_at_fork(after_in_child=channel.close)
@@ -45,7 +47,6 @@ def reseed() -> None:
 
 def flush_streams() -> None:
     """Write what the tasks have printed."""
-    lines.flush_all()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
