@@ -5,11 +5,12 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
-from fastjob._core.arrays import Sharer, decode, encode
+from fastjob._core.arrays import RESULT_MIN_NBYTES, Sharer, decode, encode
 from fastjob._core.lending import Link
 from fastjob._core.segments import Store
 
@@ -161,8 +162,89 @@ def test_max_nbytes_is_where_sharing_begins(trip):
     assert trip.blocks == 1
     trip(np.zeros(124), max_nbytes=1000)
     assert trip.blocks == 0
-    trip(np.zeros(100_000), max_nbytes=-1)
-    assert trip.blocks == 0
+
+
+MIDDLE = {
+    name: np.resize(array, 8 * RESULT_MIN_NBYTES // array.itemsize)
+    for name, array in DENSE.items()
+    if array.ndim == 1
+}
+MIDDLE["C order"] = np.arange(40_000.0).reshape(200, 200)
+MIDDLE["Fortran order"] = np.asfortranarray(MIDDLE["C order"])
+MIDDLE["permuted"] = np.arange(24_000.0).reshape(20, 30, 40).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c", None])
+@pytest.mark.parametrize("name", MIDDLE)
+@pytest.mark.parametrize("max_nbytes", [-1, 1 << 30])
+def test_an_array_below_max_nbytes_arrives_as_an_ordinary_one(
+    trip, name, mode, max_nbytes
+):
+    sent = MIDDLE[name]
+    sent.flags.writeable = False
+    got = trip([sent], mode, max_nbytes=max_nbytes)[0]
+    assert trip.blocks == 1
+    assert len(trip.stream) < 400
+    assert type(got) is np.ndarray
+    assert (got.dtype, got.shape, got.strides) == (sent.dtype, sent.shape, sent.strides)
+    assert got.flags.writeable
+    assert got.flags.aligned
+    assert got.tobytes("A") == sent.tobytes("A")
+    trip.store.collect()
+    assert trip.sender.outstanding == 0  # it is a copy, and its block is free again
+
+
+def test_an_array_below_max_nbytes_belongs_to_its_task_alone(trip):
+    sent = np.zeros(20_000)
+    sharer = trip.sharer(max_nbytes=-1)
+    first, second = (trip(sent, "r+", sharer=sharer) for _ in range(2))
+    first[:] = 1
+    assert not second.any()
+    assert not sent.any()
+    assert not trip(sent, "r+", sharer=sharer).any()
+    assert trip.store.copies == 1
+
+
+def test_an_array_below_max_nbytes_twice_in_a_task_is_one_array(trip):
+    sent = np.zeros(20_000)
+    first, (second,) = trip([sent, (sent,)], max_nbytes=-1)
+    assert first is second
+    assert trip.blocks == 1
+
+
+def test_a_refilled_array_below_max_nbytes_is_copied_again(trip):
+    buffer = np.zeros(20_000)
+    sharer = trip.sharer(max_nbytes=-1)
+    for value in range(1, 4):
+        sharer.epoch += 1
+        buffer[-1] = value
+        assert trip(buffer, sharer=sharer)[-1] == value
+    assert trip.store.copies == 3
+
+
+def test_a_buffer_below_max_nbytes_that_is_no_array_stays_writable(trip):
+    data = bytearray(200_000)
+    sent = [np.zeros(20_000), Raw(data)]
+    array, raw = trip(sent, max_nbytes=-1)
+    assert trip.blocks == 1  # the array's
+    raw.data[0] = 1
+    array[0] = 1
+
+
+def test_an_array_that_cannot_be_sent_is_not_kept(trip):
+    class Refused:
+        def __reduce__(self):
+            raise TypeError("not this one")
+
+    sharer = trip.sharer(max_nbytes=-1)
+    sent = np.zeros(20_000)
+    gone = weakref.ref(sent)
+    with pytest.raises(TypeError, match="not this one"):
+        trip([sent, Refused()], sharer=sharer)
+    del sent
+    gc.collect()
+    assert gone() is None
+    assert sharer.blocks() == []
 
 
 def test_results_are_ordinary_independent_arrays(trip):

@@ -826,6 +826,25 @@ def test_arguments_of_an_initializer_may_be_arrays():
             assert parallel([delayed(array_sum)()] * 3) == [3 * fill] * 3
 
 
+@pytest.mark.parametrize("mmap_mode", ["r", None])
+def test_without_max_nbytes_every_task_has_an_array_of_its_own(mmap_mode):
+    import numpy
+
+    large = numpy.ones((1000, 12_500))
+    parallel = processes(max_nbytes=None, mmap_mode=mmap_mode)
+    for sent in (large, numpy.asfortranarray(large)):
+        tasks = [delayed(write_up)(sent, i) for i in range(4)]
+        order = sent.flags.c_contiguous
+        assert parallel(tasks) == [(numpy.ndarray, order, 1.0)] * 4
+    assert large.min() == large.max() == 1
+
+
+def write_up(array, value):
+    before = array[-1, -1]
+    array[-1, -1] = value + 2
+    return type(array), array.flags.c_contiguous, float(before)
+
+
 def keep_array(array):
     keep_array.value = array
 

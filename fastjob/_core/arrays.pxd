@@ -18,6 +18,7 @@ cdef class Sharer:
     cdef readonly long long comparisons
     cdef public object pickler_class  # for the streams of frames, see reduce_frame
     cdef list taken
+    cdef object reduced      # the buffer that pickle is about to ask about, if ours
     cdef dict shared         # (address, nbytes) -> Shared
     cdef size_t unowned      # bytes of `shared` without an owner
     cdef dict files          # address of a memory-mapped file -> epoch of the check
@@ -26,7 +27,7 @@ cdef class Sharer:
     cpdef dict dispatch_table(self)
     cpdef list blocks(self)
     cpdef object clear(self)
-    cdef object reduce_as(self, object array, object build)
+    cdef object reduce_as(self, object array, object build, bint inside)
     cdef object reduce_file(self, object array)
     cdef bint is_small(self, long long nbytes) noexcept
     cdef Block share(self, void *address, size_t nbytes, object exporter)
