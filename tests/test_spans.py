@@ -87,6 +87,17 @@ def test_a_slow_reader_of_a_stream_is_not_work(made):
     assert all(b["start"] - a["end"] >= 7 * MS for a, b in pairwise(spans))
 
 
+def test_a_reader_that_closes_late_is_not_work(made):
+    call = made.begin_call("sequential", 1, None)
+    stream = SequentialEngine(Call(1, timeline=call)).stream([(abs, (1,), {})] * 2)
+    next(stream)
+    spin(12)
+    stream.close()
+    call.end()
+    assert made.data()["totals"]["tasks"] == 1
+    assert made.data()["totals"]["busy"] <= 9 * MS  # a tick of the coarse clock
+
+
 def fail(i):
     raise ValueError(i)
 

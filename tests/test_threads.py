@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 import weakref
 
 import pytest
@@ -20,6 +21,7 @@ from fastjob._core.threads import ThreadEngine
 from fastjob._core.warm_threads import count_idle_threads, end_idle_threads
 from fastjob.backends.threading import ThreadingBackend
 from fastjob.errors import RemoteTraceback, TaskError, TaskTimeoutError
+from fastjob.recorder import Recorder
 
 WAIT = 30.0
 
@@ -820,3 +822,120 @@ class TestBackend:
         ThreadingBackend(idle_worker_timeout=3)
         with pytest.raises(TypeError, match="idle_worker_timeout"):
             ThreadingBackend(initializer=print)
+
+
+# -- the timeline ----------------------------------------------------------------------
+
+
+def recorded(tmp_path, tasks, n_jobs=2, stream=False, **options):
+    """Run tasks with a timeline; its data, and the results."""
+    made = Recorder(tmp_path / "run.json")
+    call = made.begin_call("threading", n_jobs, None)
+    one = engine(n_jobs, timeline=call, **options)
+    try:
+        results = list(one.stream(tasks)) if stream else one.run(tasks)
+    except ValueError as error:
+        results = error
+    # No thread may be waited for here: the call is over, so all is written.
+    call.end()
+    return made.data(), results
+
+
+def totals(data, name):
+    at = data["columns"].index(name)
+    return sum(span[at] for span in data["spans"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n_tasks", [0, 1, 7, 20_000])
+def test_the_timeline_has_every_task_when_the_call_is_over(tmp_path, n_tasks, stream):
+    tasks = [(abs, (-i,), {}) for i in range(n_tasks)]
+    data, results = recorded(tmp_path, tasks, 3, stream)
+    assert results == list(range(n_tasks))
+    assert totals(data, "tasks") == data["totals"]["tasks"] == n_tasks
+    assert len(data["lanes"]) <= 3
+    assert all(lane["worker"] != threading.get_native_id() for lane in data["lanes"])
+
+
+def test_tiny_tasks_do_not_cost_a_span_each(tmp_path):
+    data, _ = recorded(tmp_path, [(abs, (i,), {}) for i in range(20_000)])
+    assert totals(data, "batches") < 10_000
+
+
+def test_the_timeline_shows_who_ran_what_side_by_side(tmp_path):
+    both = threading.Barrier(2)
+
+    def meet():
+        both.wait(WAIT)
+        return threading.get_native_id()
+
+    data, results = recorded(tmp_path, [(meet, (), {})] * 2)
+    assert sorted(lane["worker"] for lane in data["lanes"]) == sorted(results)
+    assert [lane["tasks"] for lane in data["lanes"]] == [1, 1]
+    start, end = (data["columns"].index(name) for name in ("start", "end"))
+    first, second = data["spans"]
+    assert max(first[start], second[start]) <= min(first[end], second[end])
+
+
+def test_waiting_for_the_input_is_not_work(tmp_path, gate):
+    """The only thread waits for the gate, which opens long after its first task."""
+    pause = 0.03
+
+    def tasks():
+        yield abs, (1,), {}
+        yield abs, (2,), {}
+        end = time.monotonic() + pause
+        while time.monotonic() < end:
+            pass
+        yield abs, (3,), {}
+
+    data, results = recorded(tmp_path, tasks(), 1, ahead=1)
+    assert results == [1, 2, 3]
+    elapsed = data["calls"][0]["end"] - data["calls"][0]["start"]
+    assert totals(data, "busy") <= elapsed - 0.5 * pause * 1e9
+
+
+def refuse(i):
+    raise ValueError(i)
+
+
+def test_errors_and_retries_of_threads_are_events(tmp_path):
+    tasks = [(abs, (1,), {}), (refuse, (2,), {})]
+    data, results = recorded(tmp_path, tasks, 1, return_errors=True, retries=2)
+    assert type(results[1]) is TaskError
+    assert [event["kind"] for event in data["events"]] == ["retry", "retry", "error"]
+    assert data["events"][0]["text"] == "task 1, attempt 2"
+    assert "ValueError in task 1: " in data["events"][-1]["text"]
+    assert totals(data, "tasks") == 4
+
+
+def test_what_ran_before_a_failure_of_its_thread_is_in_the_timeline(tmp_path):
+    tasks = [*[(abs, (i,), {}) for i in range(5)], (refuse, (5,), {})]
+    data, results = recorded(tmp_path, tasks, 1)
+    assert type(results) is ValueError
+    assert totals(data, "tasks") == 6
+    assert data["event_counts"] == {"error": 1}
+
+
+@pytest.mark.filterwarnings("ignore:A thread cannot be stopped:RuntimeWarning")
+def test_a_thread_that_was_given_up_does_not_hold_up_the_timeline(tmp_path, gate):
+    tasks = [(abs, (1,), {}), (gate.task, (), {}), (abs, (3,), {})]
+    data, results = recorded(tmp_path, tasks, 1, timeout=0.05, return_errors=True)
+    assert [results[0], results[2]] == [1, 3]
+    assert [event["kind"] for event in data["events"]] == ["timeout", "error"]
+    assert totals(data, "tasks") == 2
+    gate.open.set()
+    end_threads()
+
+
+def test_a_timeline_that_fails_ends_the_call():
+    class Broken:
+        def batch(self, *args):
+            raise OSError("disk")
+
+        def event(self, *args):
+            raise AssertionError("nothing to tell")
+
+    with pytest.raises(OSError, match="disk"):
+        engine(timeline=Broken()).run([(abs, (i,), {}) for i in range(10)])
+    end_threads()

@@ -17,6 +17,7 @@ from cpython.ref cimport PyObject
 import io
 import pickle
 import sys
+from contextvars import ContextVar
 from types import FunctionType
 
 cdef extern from *:
@@ -156,6 +157,10 @@ cdef object cloud_class():
                 if self.refer is not None:
                     return self.refer(obj)
                 self.names[obj.__qualname__] = obj
+            if type(obj) is ContextVar:
+                from fastjob.variables import reduce_variable
+
+                return reduce_variable(obj)
             own = self.own_reducers.get(type(obj))
             if own is not None:
                 return own(obj)

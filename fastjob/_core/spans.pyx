@@ -84,10 +84,13 @@ cdef class Spans:
         self.left = self.stride
         return 0
 
-    # The worker stops, or waits: what is open ends now.
+    # The worker stops, or waits: what is open ends now, or where a pause began.
     cdef int flush(self) except -1:
         if self.n:
-            self.write(exact_now())
+            if not self.alone and pace_now() - self.seen >= TICK_NS:
+                self.write(max(self.start, self.seen))
+            else:
+                self.write(exact_now())
         return 0
 
     cdef int write(self, long long end) except -1:

@@ -44,9 +44,21 @@ more, another one takes its place, and what it brings in the end is dropped.
 1. the caller marks the thread as abandoned under the lock;
 2. a thread that comes out of its task asks under the lock whether it is abandoned, and
    only if not puts a result.  So each task has exactly one result.
+
+The timeline
+------------
+Each thread joins its tasks into spans (spans.pyx), which it writes when it finds nothing
+more to do.  The call must not be over before that, or they would be missing: so it is
+not finished as long as `unwritten` threads are left.
+1. a thread is counted, under the lock, when it takes a task;
+2. before it sleeps or leaves it writes, gets the lock, is not counted any more, and
+   looks at everything afresh: if it was the last one, it finishes the call itself.
+A thread that is given up is not waited for; where a task can be given up, each one is
+written as soon as it has ended.
 """
 
 import time
+from _thread import get_native_id
 from contextvars import copy_context
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
@@ -61,6 +73,7 @@ from fastjob._core.locks cimport (
 )
 from fastjob._core.pace cimport Pace, pace_due, pace_start
 from fastjob._core.results cimport ResultIterator, ResultStream, handle_pending
+from fastjob._core.spans cimport Spans
 from fastjob._core.warm_threads cimport Service, WarmThread, current_epoch, lease
 
 from fastjob.budget import has_share, share_with
@@ -153,6 +166,7 @@ cdef class ThreadEngine(Service):
     cdef int leased              # threads that serve or are about to
     cdef int running             # threads inside a task, at most n_jobs
     cdef int waking              # leased or rung, and not come to the lock yet
+    cdef int unwritten           # threads with tasks that are not in the timeline yet
 
     def __cinit__(self, Call call, enter=None):
         cdef long long batch = max(1, call.batch_size)
@@ -252,7 +266,7 @@ cdef class ThreadEngine(Service):
     def watch(self):
         cdef WarmThread thread
         cdef object task
-        cdef long long index = 0
+        cdef long long index = 0, native_id = 0
         cdef int i, attempt = 0
         cdef double left, now, nearest
         while True:
@@ -275,20 +289,27 @@ cdef class ThreadEngine(Service):
                 Py_DECREF(task)  # the thread's reference; `task` holds another
                 thread.task = NULL
                 self.running -= 1
+                if thread.unwritten:
+                    thread.unwritten = False
+                    self.unwritten -= 1
                 self.forget(thread)
+                native_id = thread.native_id
                 break
             unlock_leaf(self.lock)
             thread = None
             if task is None:
                 return nearest
-            self.give_up(task, index, attempt)
+            self.give_up(task, index, attempt, native_id)
 
-    cdef int give_up(self, tuple task, long long index, int attempt) except -1:
+    cdef int give_up(self, tuple task, long long index, int attempt,
+                     long long native_id) except -1:
         import warnings
 
         error = self.timeout_error(task, index)
-        if not self.again(task, index, attempt):
-            value = self.settle_failure(task, index, attempt, error, self.timeout)
+        self.tell("timeout", native_id, f"task {index}: over {self.timeout} s")
+        if not self.again(task, index, attempt, native_id):
+            value = self.settle_failure(task, index, attempt, error, self.timeout,
+                                        native_id)
             if value is not NOTHING:
                 self.results.put(index, value)
                 self.count_completed()
@@ -337,15 +358,19 @@ cdef class ThreadEngine(Service):
     cdef int work(self, WarmThread thread, object caps) except -1:
         cdef Pending entry
         cdef bint completed = False
-        while self.next_task(thread, &entry, completed):
+        cdef Spans spans = None
+        if self.call.timeline is not None:
+            thread.native_id = get_native_id()
+            spans = Spans(self.call.timeline, thread.native_id, False)
+        while self.next_task(thread, &entry, completed, spans):
             if caps is not None:
                 caps.refresh()  # libraries that a task has loaded meanwhile
-            completed = self.run_one(thread, &entry)
+            completed = self.run_one(thread, &entry, spans)
         return 0
 
     # Wait for a task.  False: there is nothing more to do for this thread.
-    cdef bint next_task(self, WarmThread thread, Pending *entry,
-                        bint completed) except -1:
+    cdef bint next_task(self, WarmThread thread, Pending *entry, bint completed,
+                        Spans spans) except -1:
         cdef void *sleeper = NULL
         cdef int whom
         cdef bint finished
@@ -374,10 +399,15 @@ cdef class ThreadEngine(Service):
                 self.n_pending -= 1
                 self.running += 1
                 thread.running = True
+                if spans is not None and not thread.unwritten:
+                    thread.unwritten = True
+                    self.unwritten += 1
                 whom = self.choose(&sleeper)
                 unlock_leaf(self.lock)
                 self.rouse(whom, sleeper)
                 return True
+            elif thread.unwritten:
+                self.write(thread, spans)
             elif self.exhausted and not self.pulling and not self.n_pending:
                 break
             else:
@@ -387,6 +417,8 @@ cdef class ThreadEngine(Service):
                 await_bell(thread.bell)
                 lock_leaf(self.lock)
                 self.waking -= 1
+        if thread.unwritten:
+            self.write(thread, spans)
         if self.on_batch is not None:
             self.report()
         finished = self.is_finished()
@@ -396,6 +428,22 @@ cdef class ThreadEngine(Service):
         if finished:
             self.results.finish()
         return False
+
+    # Write what the thread has run to the timeline.  The lock is held; it is given up
+    # for that, and not held after an exception.
+    cdef int write(self, WarmThread thread, Spans spans) except -1:
+        thread.unwritten = False
+        unlock_leaf(self.lock)
+        try:
+            spans.flush()
+        except BaseException:
+            lock_leaf(self.lock)
+            self.unwritten -= 1
+            unlock_leaf(self.lock)
+            raise
+        lock_leaf(self.lock)
+        self.unwritten -= 1
+        return 0
 
     # Take one task from the input.  The caller has set `pulling`.
     cdef int pull(self) except -1:
@@ -449,7 +497,8 @@ cdef class ThreadEngine(Service):
         return 0
 
     # Run a task and put its result.  False: it is not completed by this.
-    cdef bint run_one(self, WarmThread thread, Pending *entry) except -1:
+    cdef bint run_one(self, WarmThread thread, Pending *entry,
+                      Spans spans) except -1:
         cdef tuple task = <tuple>entry.task
         cdef double started = 0
         cdef object value
@@ -457,19 +506,30 @@ cdef class ThreadEngine(Service):
         if self.timed:
             started = time.monotonic()
             self.expose(thread, task, entry, started)
+        if spans is not None:
+            spans.begin(entry.index)
         try:
             value = run_task(task)
         except BaseException as error:
+            if spans is not None:
+                spans.done()
+                spans.flush()
             if not self.claim(thread):
                 return False
-            value = self.recover(task, entry, error, started)
+            value = self.recover(task, entry, error, started, thread.native_id)
         else:
+            if spans is not None:
+                spans.done()
+                if self.timeout > 0:
+                    spans.flush()
             if not self.claim(thread):
                 return False
             # The caller may not have been waiting, and so not have seen it.
             if self.timeout > 0 and time.monotonic() - started > self.timeout:
                 error = self.timeout_error(task, entry.index)
-                value = self.recover(task, entry, error, started)
+                self.tell("timeout", thread.native_id,
+                          f"task {entry.index}: over {self.timeout} s")
+                value = self.recover(task, entry, error, started, thread.native_id)
         if value is NOTHING:
             return False
         task = None
@@ -508,10 +568,12 @@ cdef class ThreadEngine(Service):
         return counts
 
     # Whether the failed task shall be run again; if so it waits for that already.
-    cdef bint again(self, tuple task, long long index, int attempt) except -1:
+    cdef bint again(self, tuple task, long long index, int attempt,
+                    long long native_id) except -1:
         cdef bint stored = True
         if attempt > self.call.retries:
             return False
+        self.tell("retry", native_id, f"task {index}, attempt {attempt + 1}")
         lock_leaf(self.lock)
         if not self.stopped:
             stored = self.push(task, index, attempt + 1)
@@ -524,12 +586,19 @@ cdef class ThreadEngine(Service):
     # What comes of a task that has failed in its thread: what stands in its place, or
     # NOTHING if it is run again or the call has been ended.
     cdef object recover(self, tuple task, Pending *entry, object error,
-                        double started):
+                        double started, long long native_id):
         if isinstance(error, Exception) and self.again(task, entry.index,
-                                                       entry.attempt):
+                                                       entry.attempt, native_id):
             return NOTHING
         elapsed = time.monotonic() - started if self.timed else 0.0
-        return self.settle_failure(task, entry.index, entry.attempt, error, elapsed)
+        return self.settle_failure(task, entry.index, entry.attempt, error, elapsed,
+                                   native_id)
+
+    # Tell the timeline of what is not a task that has run.
+    cdef int tell(self, str kind, long long native_id, str text) except -1:
+        if self.call.timeline is not None:
+            self.call.timeline.event(kind, native_id, time.monotonic_ns(), text)
+        return 0
 
     cdef object timeout_error(self, tuple task, long long index):
         from fastjob.errors import TaskTimeoutError
@@ -540,7 +609,7 @@ cdef class ThreadEngine(Service):
 
     # What stands in the place of the failed task; NOTHING if the call ends with it.
     cdef object settle_failure(self, tuple task, long long index, int attempt,
-                               object error, double elapsed):
+                               object error, double elapsed, long long native_id):
         cdef bint ends = not (self.call.return_errors and isinstance(error, Exception))
         if ends:
             self.halt()  # before the text is made, which takes time
@@ -548,6 +617,7 @@ cdef class ThreadEngine(Service):
         self.call.counters.failed_tasks += 1
         unlock_leaf(self.lock)
         text = attach(error, index, task[0], task[1], task[2], self.call.show_values)
+        self.tell("error", native_id, text.split("\n", 2)[1])
         if ends:
             self.fail(error)
             return NOTHING
@@ -642,6 +712,7 @@ cdef class ThreadEngine(Service):
             and not self.pulling
             and not self.stopped
             and self.completed == self.taken
+            and self.unwritten == 0
             and (self.on_batch is None
                  or (self.reported == self.completed and not self.reporting))
         )

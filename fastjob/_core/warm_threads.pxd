@@ -31,6 +31,8 @@ cdef class WarmThread:
     cdef int attempt
     cdef double started
     cdef bint running            # inside a task
+    cdef bint unwritten          # has tasks that the timeline does not know of yet
+    cdef long long native_id     # set by the service if there is a timeline
     cdef bint abandoned          # the result of what runs is of no use any more
 
     cdef bint park(self) except -1

@@ -40,6 +40,9 @@ from sys import modules
 from fastjob._core.pickling import by_name
 
 cdef extern from "Python.h":
+    object PyContext_CopyCurrent()
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
     object PyObject_CallOneArg(object callable, object arg)
     object PyObject_Call(object callable, object args, PyObject *kwargs)
 
@@ -66,7 +69,8 @@ cdef class Worker:
         This worker's slot.
     caller : object
         Keeps to the caller's state. ``caller.begin()`` is called when a call begins;
-        False ends the worker. ``caller.adopt(body)`` is called with the body of a
+        False ends the worker. ``caller.batch_ended()`` is called before the last reply
+        to a batch. ``caller.adopt(body)`` is called with the body of a
         STATE frame; it returns
         ``(return_errors, show_values, idle_seconds, max_tasks, max_memory,
         mmap_mode)``.  ``caller.store()`` makes the store for large results.
@@ -82,6 +86,7 @@ cdef class Worker:
     cdef str mode           # in which tasks see large arguments
     cdef bint mode_is_none
     cdef object broken      # why no task can run: the caller's state was not adopted
+    cdef object context     # in which the tasks of this call run
     cdef bint return_errors, show_values
     cdef double idle_seconds
     cdef long long max_tasks, max_memory, n_tasks
@@ -131,14 +136,18 @@ cdef class Worker:
 
     def begin(self):
         """A call begins; False if this worker is no longer what a new one would be."""
+        self.leave_context()
         try:
             return self.caller.begin()
         except BaseException as error:
             self.broken = error
             return True
+        finally:
+            self.enter_context()
 
     def adopt(self, body):
         """Become what a new worker of the caller would be."""
+        self.leave_context()
         try:
             (self.return_errors, self.show_values, self.idle_seconds,
              self.max_tasks, self.max_memory, mode) = self.caller.adopt(body)
@@ -146,6 +155,22 @@ cdef class Worker:
             self.mode_is_none = mode is None
         except BaseException as error:
             self.broken = error
+        finally:
+            self.enter_context()
+
+    # The tasks of a call run in a copy of the thread's context: what they do to context
+    # variables ends with the call.
+
+    cdef int enter_context(self) except -1:
+        self.context = PyContext_CopyCurrent()
+        PyContext_Enter(self.context)
+        return 0
+
+    cdef int leave_context(self) except -1:
+        if self.context is not None:
+            PyContext_Exit(self.context)
+            self.context = None
+        return 0
 
     cdef bint wait(self) except -1:
         """Wait for the caller; False when it has been silent for too long."""
@@ -354,6 +379,8 @@ cdef class Worker:
         cdef bytes tokens
         cdef int64_t ended = now_ns()
         cdef uint32_t count = <uint32_t>len(results)
+        if flags & FINAL:
+            self.caller.batch_ended()
         try:
             if failures is not None:
                 flags |= FAILED

@@ -9,6 +9,7 @@ import sys
 from fastjob._core.status import StatusPage, die_with_parent
 from fastjob._core.wire import Channel
 from fastjob._core.worker import Worker
+from fastjob._pool import lines
 from fastjob._pool.state import Adopted
 
 #: Modules that the nursery could not preload, and why.
@@ -23,10 +24,7 @@ def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reseed()
-    # Lines of tasks that print at the same time shall not be torn apart.
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    lines.install(page.fd)
     channel = Channel(fd)
     # A process forked by a task must not keep the caller's socket.
     os.register_at_fork(after_in_child=channel.close)
@@ -47,6 +45,7 @@ def reseed() -> None:
 
 def flush_streams() -> None:
     """Write what the tasks have printed."""
+    lines.flush_all()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,10 +1,10 @@
 """What a worker must share with its caller besides the task itself.
 
-The caller's environment, working directory, search path and warning filters can
-change between two calls. `capture` takes them at the start of a call; a worker adopts
-them before its first task of that call (`Adopted`). A worker that has been used before
-therefore sees what a new one would: what tasks of earlier calls did to this state is
-undone, and a worker whose modules have changed on disk ends.
+The caller's environment, working directory, search path, warning filters, log levels
+and context variables can change between two calls. `capture` takes them at the start
+of a call; a worker adopts them before its first task of that call (`Adopted`). A worker
+that has been used before therefore sees what a new one would: what tasks of earlier
+calls did to this state is undone, and a worker whose modules have changed on disk ends.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import warnings
 
 from fastjob import inner_threads
 from fastjob._core.pickling import dumps, loads
+from fastjob._pool.levels import LevelKeeper, capture_levels
+from fastjob._pool.lines import flush_all
 from fastjob._pool.memory import store_for
 from fastjob._pool.modules import ModuleWatch
+from fastjob.variables import Variables, capture_variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from fastjob._core.call import Call
@@ -47,7 +51,9 @@ def capture(call: Call) -> bytes:
         os.environ._data.copy(),  # type: ignore[attr-defined] # decoding costs 30 us
         working_directory(),
         sys.path[:],
-        warnings.filters[:],
+        current_filters()[:],
+        capture_levels(),
+        capture_variables(),
         call.n_jobs,
         call.inner_max_num_threads,
         inner_threads.core_budget(),
@@ -75,6 +81,8 @@ def capture(call: Call) -> bytes:
             "cwd": key[1],
             "path": key[2],
             "filters": plain_filters(),
+            "levels": key[4],
+            "variables": key[5],
             "share": share,
             "threads": (share, False) if limit is None else (limit, True),
             "nested": call.nested,
@@ -113,6 +121,14 @@ def working_directory() -> str | None:
         return None
 
 
+def current_filters() -> Sequence[tuple[Any, ...]]:
+    """The warning filters that hold here: from Python 3.14 on a context has its own."""
+    of_context = getattr(warnings, "_get_filters", None)
+    if of_context is not None:
+        return of_context()  # type: ignore[no-any-return]
+    return warnings.filters
+
+
 def plain_filters() -> list[tuple[Any, ...]]:
     """The warning filters, with patterns as text: compiled ones pickle slowly.
 
@@ -120,25 +136,33 @@ def plain_filters() -> list[tuple[Any, ...]]:
     """
     return [
         (action, as_text(message), category, as_text(module), line)
-        for action, message, category, module, line in warnings.filters
+        for action, message, category, module, line in current_filters()
         if category.__module__ != "__main__"
     ]
 
 
 def as_text(pattern: Any) -> Any:
-    """Text and flags of a compiled pattern; anything else as it is."""
-    if pattern is None or isinstance(pattern, str):
-        return pattern
-    return pattern.pattern, pattern.flags
+    """Text, and flags of a compiled pattern.
+
+    Backwards: Python's own filters name ``__main__``, and whatever has that word in it
+    would be taken by the slower pickler, which has to be imported first.
+    """
+    if pattern is None:
+        return None
+    if isinstance(pattern, str):
+        return pattern[::-1]
+    return pattern.pattern[::-1], pattern.flags
 
 
 def as_pattern(text: Any) -> Any:
     """The pattern that `as_text` took apart."""
-    if not isinstance(text, tuple):
-        return text
+    if text is None:
+        return None
+    if isinstance(text, str):
+        return text[::-1]
     import re
 
-    return re.compile(*text)
+    return re.compile(text[0][::-1], text[1])
 
 
 class Adopted:
@@ -153,6 +177,8 @@ class Adopted:
     def __init__(self, failed_preloads: dict[str, BaseException]) -> None:
         self.failed_preloads = failed_preloads
         self.modules = ModuleWatch()
+        self.levels = LevelKeeper()
+        self.variables = Variables()
         self.initialized = False
         self.state: dict[str, Any] = {}
         self.environ: dict[str, str] = {}
@@ -163,6 +189,8 @@ class Adopted:
         self.environ = state["environ"]
         self.refresh()
         set_filters(state["filters"])
+        self.levels.adopt(state["levels"])
+        self.variables.set(state["variables"])
         inner_threads.user_environment(state["environ"])
         inner_threads.set_core_budget(state["share"])
         inner_threads.apply_worker_caps(*state["threads"])
@@ -191,8 +219,14 @@ class Adopted:
             return False
         if self.state:
             self.refresh()
+            self.levels.refresh()
+            self.variables.set(self.state["variables"])
             inner_threads.apply_worker_caps(*self.state["threads"])
         return True
+
+    def batch_ended(self) -> None:
+        """A batch has ended: show all that its tasks have printed."""
+        flush_all()
 
     def refresh(self) -> None:
         """Undo what tasks did to the environment, the path and the directory."""
