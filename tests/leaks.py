@@ -166,7 +166,13 @@ def left_behind(
     gc.collect()
     now = Snapshot.take()
     processes = now.processes - before.processes
-    threads = now.threads - before.threads
+    # Before 3.13 the stand-in for a thread that was not started by ``threading`` stays
+    # when the thread has ended, and cannot be joined.
+    threads = {
+        thread
+        for thread in now.threads - before.threads
+        if not isinstance(thread, threading._DummyThread)
+    }
     if pool_may_stay:
         processes = {process for process in processes if not _is_pool(process)}
         threads = {t for t in threads if not t.name.startswith("fastjob")}

@@ -15,6 +15,7 @@ from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed, errors
 from fastjob._pool.pool import pool
+from fastjob._pool.starter import start_method
 
 
 def processes(n_jobs=2, **options):
@@ -873,6 +874,9 @@ def test_an_initializer_that_kills_every_worker_ends_the_call():
     assert processes()([delayed(double)(4)]) == [8]
 
 
+@pytest.mark.skipif(
+    start_method() == "spawn", reason="test_spawn.py: each worker imports by itself"
+)
 def test_a_module_can_be_preloaded(tmp_path, monkeypatch):
     (tmp_path / "loaded_early.py").write_text("import os\nPID = os.getpid()\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -25,6 +25,11 @@ cdef enum:
     LONG_BODY = 256 << 10
     COPIED_BYTES = 16 << 20
 
+#: What an input gives that has no task at the moment and will have more: the loop
+#: goes on to wait, and asks again when its `wake` has been called.
+NOTHING_YET = object()
+cdef object nothing_yet = NOTHING_YET
+
 # Iterators that run no code of the user.
 cdef tuple PASSIVE = (type(iter([])), type(iter(())), type(iter(range(0))))
 
@@ -86,6 +91,8 @@ cdef class Intake:
                 break
             task = <object>raw
             Py_DECREF(raw)
+            if task is nothing_yet:
+                break
             self.add(batch, task)
             task = None
             i += 1

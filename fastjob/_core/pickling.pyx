@@ -23,6 +23,7 @@ from types import FunctionType
 cdef extern from *:
     """
     #define _GNU_SOURCE
+    #include <stdint.h>
     #include <string.h>
     static int fj_has_main(const char *data, size_t size)
     {
@@ -36,8 +37,90 @@ cdef extern from *:
         return 0;
     #endif
     }
+
+    /* Whether a pickle of protocol 4 or 5 takes something out of the module __main__.
+       The text alone says little: it stands in the usual list of warning filters.
+
+       A pickler writes a global as its module's name, its own name and STACK_GLOBAL;
+       each name is a string or a reference to one that came before.  So it is enough
+       to know of the last two strings or references whether they are "__main__".
+       What is not understood counts as yes. */
+    static int fj_refers_to_main(const unsigned char *p, size_t size)
+    {
+        const unsigned char *end = p + size;
+        uint32_t memo = 0;              /* objects memoized so far */
+        uint32_t mains[8];              /* which of them are the string "__main__" */
+        int n_mains = 0, i;
+        int module = 0, name = 0;       /* of the last two: is it "__main__"? */
+        int fresh = 0;                  /* the object just pushed is that string */
+        while (p < end) {
+            uint64_t n = 0;
+            int width = 0, is_text = 0, was = fresh;
+            fresh = 0;
+            switch (*p++) {
+            case '(': case '0': case '1': case '2': case 'N': case 'R':
+            case 'a': case 'b': case 'd': case '}': case 'e': case 'l': case ']':
+            case 'o': case 's': case 't': case ')': case 'u': case 0x81: case 0x85:
+            case 0x86: case 0x87: case 0x88: case 0x89: case 0x8f: case 0x90:
+            case 0x91: case 0x92: case 0x97: case 0x98:
+                continue;
+            case '.':
+                return 0;
+            case 0x93:                                  /* STACK_GLOBAL */
+                if (module)
+                    return 1;
+                continue;
+            case 0x94:                                  /* MEMOIZE */
+                if (was) {
+                    if (n_mains == 8)
+                        return 1;
+                    mains[n_mains++] = memo;
+                }
+                memo++;
+                continue;
+            case 'K': case 0x80: case 0x82: p += 1; continue;
+            case 'M': case 0x83: p += 2; continue;
+            case 'J': case 0x84: p += 4; continue;
+            case 'G': case 0x95: p += 8; continue;
+            case 'h': case 'j': {                       /* BINGET, LONG_BINGET */
+                width = p[-1] == 'h' ? 1 : 4;
+                if (end - p < width)
+                    return 1;
+                for (i = 0; i < width; i++)
+                    n |= (uint64_t)*p++ << (8 * i);
+                module = name;
+                name = 0;
+                for (i = 0; i < n_mains; i++)
+                    name |= mains[i] == n;
+                continue;
+            }
+            case 0x8c: width = 1; is_text = 1; break;   /* strings */
+            case 'X': width = 4; is_text = 1; break;
+            case 0x8d: width = 8; is_text = 1; break;
+            case 'C': case 'U': case 0x8a: width = 1; break;    /* bytes, long ints */
+            case 'B': case 'T': case 0x8b: width = 4; break;
+            case 0x8e: case 0x96: width = 8; break;
+            default:
+                return 1;
+            }
+            if (end - p < width)
+                return 1;
+            for (i = 0; i < width; i++)
+                n |= (uint64_t)*p++ << (8 * i);
+            if (n > (uint64_t)(end - p))
+                return 1;
+            if (is_text) {
+                fresh = n == 8 && memcmp(p, "__main__", 8) == 0;
+                module = name;
+                name = fresh;
+            }
+            p += n;
+        }
+        return 1;
+    }
     """
     bint fj_has_main(const char *data, size_t size) nogil
+    bint fj_refers_to_main(const unsigned char *data, size_t size) nogil
 
 cdef object pickle_loads = pickle.loads
 cdef object pickle_dumps = pickle.dumps
@@ -49,7 +132,11 @@ cdef object CloudPickler = None
 
 
 cdef bint mentions_main(bytes data) noexcept:
-    return fj_has_main(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    """Whether a pickle takes something out of ``__main__``."""
+    cdef const char *start = PyBytes_AS_STRING(data)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    return (fj_has_main(start, size)
+            and fj_refers_to_main(<const unsigned char *>start, size))
 
 
 cdef bint is_cloud(object data) except -1:

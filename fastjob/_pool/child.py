@@ -12,15 +12,80 @@ from fastjob._core.worker import Worker
 from fastjob._pool import lines
 from fastjob._pool.state import Adopted
 
-#: Modules that the nursery could not preload, and why.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Modules that could not be preloaded, and why.
 failed_preloads: dict[str, BaseException] = {}
 
 
+def take_over(first: int, with_site: bool) -> int:
+    """At the start of an interpreter: let go of everything of the caller.
+
+    Parameters
+    ----------
+    first : int
+        Descriptors from this one on are closed: C code of the caller may have left
+        them open for any child to inherit.
+    with_site : bool
+        Whether modules are found through hooks that ``site`` installs.
+
+    Returns
+    -------
+    int
+        Descriptor of what was standard input, which is empty from now on.
+    """
+    if with_site:
+        import site
+
+        path = sys.path[:]
+        site.main()
+        sys.path[:] = path
+    limit = os.sysconf("SC_OPEN_MAX")
+    try:
+        limit = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    except OSError:
+        limit = min(limit, 65536)  # no such list on this system
+    os.closerange(first, limit)
+    given = os.dup(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    return given
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import modules.
+
+    What cannot be imported is left to the task that needs it, or to the call that asked
+    for it, which gets the error.
+    """
+    for name in names:
+        failed_preloads.pop(name, None)
+        try:
+            __import__(name)
+        except BaseException as error:
+            failed_preloads[name] = error
+
+
 def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
-    """Serve the caller at the other end of `fd`; the exit code."""
+    """Serve the caller at the other end of `fd`, as a fork of the nursery.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     os.setpgid(0, 0)
     if not die_with_parent(parent):
         return 1
+    serve(fd, page, slot)
+    return 0
+
+
+def serve(fd: int, page: StatusPage, slot: int) -> None:
+    """Serve the caller at the other end of `fd` until it closes it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reseed()
@@ -30,7 +95,6 @@ def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
     os.register_at_fork(after_in_child=channel.close)
     Worker(channel, page, slot, Adopted(failed_preloads)).serve()
     run_exit_functions()
-    return 0
 
 
 def reseed() -> None:

@@ -34,13 +34,11 @@ from _socket import CMSG_LEN, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket
 
 from fastjob._core.status import StatusPage
 from fastjob._pool import child
+from fastjob._pool.starter import FAREWELL, end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-#: Seconds that workers have to end by themselves when the caller is gone.
-FAREWELL = 0.15
 
 
 class Nursery:
@@ -103,18 +101,9 @@ class Nursery:
         return True
 
     def preload(self, names: tuple[str, ...], path: list[str]) -> None:
-        """Import modules, found by `path`, so that the workers share their memory.
-
-        One that cannot be imported is left to the workers, where the task that needs
-        it, or the call that asked for it, gets the error.
-        """
+        """Import modules, found by `path`, so that the workers share their memory."""
         sys.path[:] = path
-        for name in names:
-            child.failed_preloads.pop(name, None)
-            try:
-                __import__(name)
-            except BaseException as error:
-                child.failed_preloads[name] = error
+        child.preload(names)
         gc.collect()
         gc.freeze()
 
@@ -212,42 +201,10 @@ class Nursery:
             self.reap()
 
 
-def end(pid: int) -> None:
-    """Kill a worker's process group, and the worker if it has none yet."""
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            continue
-
-
-def close_inherited(keep: int) -> None:
-    """Close what the caller's C code left open for any child to inherit."""
-    limit = os.sysconf("SC_OPEN_MAX")
-    try:
-        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-        limit = highest + 1
-    except OSError:
-        limit = min(limit, 65536)
-    os.closerange(3, keep)
-    os.closerange(keep + 1, limit)
-
-
 def main(with_site: bool) -> None:
     """Run the nursery; standard input is the control socket."""
-    if with_site:
-        import site
-
-        path = sys.path[:]
-        site.main()
-        sys.path[:] = path
-    control = socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    close_inherited(control.fileno())
+    control = child.take_over(3, with_site)
     try:
-        Nursery(control).serve()
+        Nursery(socket(fileno=control)).serve()
     finally:
         os._exit(0)

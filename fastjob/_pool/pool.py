@@ -25,7 +25,7 @@ from _weakref import ref
 
 from fastjob._core.peer import Peer
 from fastjob._core.wire import pair
-from fastjob._pool.launch import Nursery
+from fastjob._pool.starter import Starter, start_method
 from fastjob._pool.state import pickled_initializer
 from fastjob.errors import NurseryError
 
@@ -46,9 +46,9 @@ class Pool:
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._idle: list[Peer] = []
-        self._nursery: Nursery | None = None
+        self._nursery: Starter | None = None
         #: Nurseries that get no more requests to fork; calls still use their workers.
-        self._retired: list[Nursery] = []
+        self._retired: list[Starter] = []
         #: Workers told to end: what they were lent comes back when they have.
         self._leaving: list[Peer] = []
         self._generation = 0
@@ -97,19 +97,19 @@ class Pool:
                         ) from error
                     break
 
-    def _living(self) -> Nursery:
+    def _living(self) -> Starter:
         """The nursery to ask for workers; a new one if there is none or it has died."""
         nursery = self._nursery
         if nursery is not None and nursery.alive():
             return nursery
         if nursery is not None:
             self._bury(nursery)
-        nursery = self._nursery = Nursery()
+        nursery = self._nursery = new_starter()
         nursery.start()
         self._ooms = oom_kills()
         return nursery
 
-    def _bury(self, nursery: Nursery) -> None:
+    def _bury(self, nursery: Starter) -> None:
         """End a nursery and all of its workers; an interrupted end can be repeated."""
         nursery.close()
         if nursery is self._nursery:
@@ -139,7 +139,7 @@ class Pool:
         """See which of the workers that were to end have ended."""
         self._leaving = [peer for peer in self._leaving if not peer.part()]
 
-    def _fork(self, nursery: Nursery, profile: object) -> Peer:
+    def _fork(self, nursery: Starter, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
         slot = nursery.free_slot()
         ours, theirs = pair()
@@ -178,7 +178,7 @@ class Pool:
                 self._dismiss(peer)
             raise
 
-    def _home(self, peer: Peer) -> Nursery | None:
+    def _home(self, peer: Peer) -> Starter | None:
         """The nursery of a worker; None once it is known to be dead."""
         for nursery in (self._nursery, *self._retired):
             if nursery is not None and nursery.page is peer.page:
@@ -213,6 +213,8 @@ class Pool:
             # A task has shut the worker's own socket down.
             self.kill(peer)
             return {"pid": pid}
+        if status < 0:
+            return {"pid": pid}  # somebody else has taken its status
         exitcode = os.waitstatus_to_exitcode(status)
         probably_oom = False
         if exitcode == -9:
@@ -280,8 +282,19 @@ class Pool:
                 peer = owner()
                 if peer is not None:
                     peer.forget()
-            nursery.close()
+            nursery.forget()
         self.__init__()  # type: ignore[misc]
+
+
+def new_starter() -> Starter:
+    """What starts workers here, not yet started."""
+    if start_method() == "spawn":
+        from fastjob._pool.spawn import Spawner
+
+        return Spawner()
+    from fastjob._pool.launch import Nursery
+
+    return Nursery()
 
 
 def oom_kills() -> int:
