@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "ClusterError",
     "FastjobError",
     "NurseryError",
     "RemoteTraceback",
@@ -343,6 +344,20 @@ class NurseryError(FastjobError, RuntimeError):
             "backend='threading'."
         )
         super().__init__(f"{what} {self.hint}")
+
+
+class ClusterError(FastjobError, RuntimeError):
+    """A cluster (dask, ray) cannot be reached, or has lost what it was given.
+
+    Parameters
+    ----------
+    what : str
+        What happened, and what can be done about it.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(what)
 
 
 class TaskError:

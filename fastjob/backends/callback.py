@@ -310,7 +310,10 @@ class CallbackEngine:
             function, args, kwargs, self.call.show_values
         )
         batch.error = TaskTimeoutError(batch.first, name, arguments, self.timeout)
-        if self.call.return_errors or self.call.retries:
+        cancel = getattr(self.backend, "cancel", None)
+        if cancel is not None:
+            cancel(batch.job)
+        elif self.call.return_errors or self.call.retries:
             # The backend can only stop everything.
             self.backend.abort_everything(ensure_ready=True)
             others = [b for b in self.in_flight.values() if b is not batch]
