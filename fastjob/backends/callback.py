@@ -309,11 +309,15 @@ class CallbackEngine:
         name, arguments = failure.shorten_parts(
             function, args, kwargs, self.call.show_values
         )
-        batch.error = TaskTimeoutError(batch.first, name, arguments, self.timeout)
         cancel = getattr(self.backend, "cancel", None)
         if cancel is not None:
+            # What the callback is told of the cancellation must not count.
+            batch.live = False
             cancel(batch.job)
-        elif self.call.return_errors or self.call.retries:
+        batch.error = TaskTimeoutError(batch.first, name, arguments, self.timeout)
+        if cancel is not None:
+            return batch
+        if self.call.return_errors or self.call.retries:
             # The backend can only stop everything.
             self.backend.abort_everything(ensure_ready=True)
             others = [b for b in self.in_flight.values() if b is not batch]

@@ -90,7 +90,10 @@ class RayTransport:
         """Return the outcome of a batch that is done."""
         try:
             return job.result()
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as e:
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,
+        ) as e:
             raise TerminatedWorkerError() from e
         except (ray.exceptions.ObjectLostError, ray.exceptions.TaskCancelledError) as e:
             raise Lost(f"{type(e).__name__}: {e}") from e

@@ -1,0 +1,146 @@
+"""Calls on a real dask cluster: a scheduler and two worker processes."""
+
+import sys
+
+import leaks
+import pytest
+from cluster_tasks import ClusterTests, pid, square
+
+from fastjob import Parallel, delayed
+from fastjob.errors import ClusterError
+
+distributed = pytest.importorskip("distributed")
+pytestmark = [
+    pytest.mark.dask,
+    # dask's own: it tells of what it finds slow, and closes some things by collection.
+    pytest.mark.filterwarnings("default:::distributed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+# What dask makes once and keeps: threads until the interpreter ends, its folder.
+STANDING = ("thread 'Dask-", "thread 'ThreadPoolExecutor", "thread 'Profile")
+FOLDER = "dask-scratch-space"
+
+
+def start(n_workers=2, **options):
+    return distributed.LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind_by_module(temp_folder):
+    before = leaks.Snapshot.take()
+    yield
+    found = leaks.left_behind(before, pool_may_stay=False)
+    found = [f for f in found if not f.startswith((*STANDING, "file descriptor"))]
+    assert not [f for f in found if not f.endswith(FOLDER)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(temp_folder):
+    """The cluster stays from test to test; see the module's own check."""
+
+
+@pytest.fixture(scope="module")
+def client(nothing_left_behind_by_module, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("dask"))
+    with start(local_directory=folder) as cluster, distributed.Client(cluster) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def two_workers(request):
+    """Dask starts another worker in the place of one that a test has killed."""
+    if "client" in request.fixturenames:
+        request.getfixturevalue("client").wait_for_workers(2, timeout=30)
+
+
+@pytest.mark.usefixtures("client")
+class TestDask(ClusterTests):
+    backend = "dask"
+
+
+def test_n_jobs_is_the_number_of_threads(client):
+    runner = Parallel(n_jobs=-1, backend="dask")
+    assert runner._effective_n_jobs() == 2
+    assert Parallel(n_jobs=5, backend="dask")._effective_n_jobs() == 5
+
+
+def test_submit_options_reach_dask(client):
+    address = next(iter(client.nthreads()))
+    runner = Parallel(backend="dask", submit_options={"workers": [address]})
+    assert len(set(runner(delayed(pid)(i) for i in range(20)))) == 1
+
+
+def test_without_a_client_the_message_shows_how_to_make_one(run_python):
+    done = run_python(
+        "from fastjob import Parallel, delayed\n"
+        "Parallel(backend='dask')([delayed(abs)(1)] * 2)"
+    )
+    assert "ValueError: backend='dask' needs a client" in done.stderr
+    assert "client = Client()" in done.stderr
+
+
+def test_two_clients_at_once(client, tmp_path):
+    with (
+        start(1, local_directory=str(tmp_path)) as cluster,
+        distributed.Client(cluster, set_as_default=False) as other,
+    ):
+        here = Parallel(n_jobs=2, backend="dask", client=client, return_as="generator")
+        there = Parallel(n_jobs=2, backend="dask", client=other, return_as="generator")
+        streams = [
+            runner(delayed(pid)(i) for i in range(20)) for runner in (here, there)
+        ]
+        pairs = list(zip(*streams, strict=True))
+    assert not {a for a, _ in pairs} & {b for _, b in pairs}
+
+
+def test_no_worker_in_time_is_an_error(tmp_path):
+    with start(0, local_directory=str(tmp_path)) as cluster:
+        with distributed.Client(cluster) as other:
+            runner = Parallel(
+                n_jobs=2, backend="dask", client=other, wait_for_workers_timeout=0.1
+            )
+            with pytest.raises(ClusterError, match="none came in"):
+                runner([delayed(square)(1)] * 3)
+
+
+def test_a_closed_client_is_an_error(client):
+    other = distributed.Client(client.scheduler.address, set_as_default=False)
+    other.close()
+    with pytest.raises(ClusterError, match="closed"):
+        Parallel(n_jobs=2, backend="dask", client=other)([delayed(square)(1)] * 3)
+
+
+def die(_):
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_task_that_always_kills_its_worker_is_named(client):
+    from fastjob.errors import TerminatedWorkerError
+
+    results = Parallel(n_jobs=2, backend="dask", on_error="return", batch_size=1)(
+        [delayed(die)(0), *(delayed(square)(i) for i in range(4))]
+    )
+    assert isinstance(results[0].exception, TerminatedWorkerError)
+    assert results[1:] == [0, 1, 4, 9]
+
+
+def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):
+    from fastjob.backends import registry
+
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    factory = registry.BACKENDS["dask"]
+    monkeypatch.setattr(factory, "_class", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastjob\[dask\]'"):
+        Parallel(backend="dask")

@@ -1,0 +1,59 @@
+"""Calls on a real local ray cluster."""
+
+import os
+from pathlib import Path
+
+import leaks
+import pytest
+from cluster_tasks import ClusterTests, pid, square
+
+from fastjob import Parallel, delayed
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("default:::ray"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind_by_module(temp_folder):
+    before = leaks.Snapshot.take()
+    yield
+    found = leaks.left_behind(before, pool_may_stay=False, grace=30)
+    # ray's client library keeps a few threads and descriptors of its own.
+    assert not [f for f in found if f.startswith("process")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(temp_folder):
+    """The cluster stays from test to test; see the module's own check."""
+
+
+@pytest.fixture(scope="module")
+def cluster(nothing_left_behind_by_module):
+    with pytest.MonkeyPatch.context() as patch:
+        # Where the workers find this module, and fastjob if it is built in place.
+        folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRay(ClusterTests):
+    backend = "ray"
+
+
+def test_n_jobs_is_the_number_of_cpus(cluster):
+    assert Parallel(n_jobs=-1, backend="ray")._effective_n_jobs() == 2
+
+
+def test_remote_args_reach_ray(cluster):
+    runner = Parallel(backend="ray", ray_remote_args={"num_cpus": 2})
+    assert runner(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
+    with pytest.raises(ValueError, match="ray_remote_args"):
+        Parallel(backend="ray", ray_remote_args={"nonsense": 2})([delayed(pid)(0)] * 2)
