@@ -102,13 +102,15 @@ def test_two_clients_at_once(client, tmp_path):
 
 
 def test_no_worker_in_time_is_an_error(tmp_path):
-    with start(0, local_directory=str(tmp_path)) as cluster:
-        with distributed.Client(cluster) as other:
-            runner = Parallel(
-                n_jobs=2, backend="dask", client=other, wait_for_workers_timeout=0.1
-            )
-            with pytest.raises(ClusterError, match="none came in"):
-                runner([delayed(square)(1)] * 3)
+    with (
+        start(0, local_directory=str(tmp_path)) as cluster,
+        distributed.Client(cluster) as other,
+    ):
+        runner = Parallel(
+            n_jobs=2, backend="dask", client=other, wait_for_workers_timeout=0.1
+        )
+        with pytest.raises(ClusterError, match="none came in"):
+            runner([delayed(square)(1)] * 3)
 
 
 def test_a_closed_client_is_an_error(client):

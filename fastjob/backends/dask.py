@@ -95,16 +95,16 @@ class DaskTransport:
                 f"dask says {job.status!r}, as when its scheduler is gone or a worker "
                 "that held its arguments has ended"
             )
-        error = job.exception()
-        if isinstance(error, distributed.KilledWorker):
-            raise TerminatedWorkerError() from error
-        if isinstance(error, FastjobError):
-            raise error
+        failed = job.exception()
+        if isinstance(failed, distributed.KilledWorker):
+            raise TerminatedWorkerError() from failed
+        if isinstance(failed, FastjobError):
+            raise failed
         raise ClusterError(
             "A dask worker could not run a batch of tasks: "
-            f"{type(error).__name__}: {error}. The packages of the workers, fastjob "
+            f"{type(failed).__name__}: {failed}. The packages of the workers, fastjob "
             "among them, must be those of the caller: client.get_versions(check=True)."
-        ) from error
+        ) from failed
 
     def put(self, value: Any) -> Any:
         """Scatter a value over the workers."""
@@ -206,7 +206,7 @@ class DaskBackend(ParallelBackendBase):
     def _count(self, client: Any) -> int:
         timeout = float(self._option("wait_for_workers_timeout", WORKERS_TIMEOUT))
         try:
-            total = sum(client.nthreads().values())
+            total: int = sum(client.nthreads().values())
             if total == 0:
                 client.wait_for_workers(1, timeout=timeout)
                 total = sum(client.nthreads().values())
@@ -234,7 +234,7 @@ class DaskBackend(ParallelBackendBase):
             return count_cluster(n_jobs, 0)
         return count_cluster(n_jobs, self._count(self._client()))
 
-    def configure(
+    def configure(  # type: ignore[override]
         self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any
     ) -> int:
         """Get ready for a call; the number of workers."""
