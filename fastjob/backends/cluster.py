@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         def submit(
             self, payload: bytes, shared: list[Any], done: Callable[[Any], object]
         ) -> Any:
-            """Run ``run_batch(payload, *shared)`` somewhere, then call ``done(job)``."""
+            """Run ``run_batch(payload, *shared)``, then call ``done(job)``."""
 
         def fetch(self, job: Any) -> Any:
             """What it returned.  Raises `Lost` if nobody will ever know."""
