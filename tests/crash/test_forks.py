@@ -1,0 +1,132 @@
+"""Forks of the caller, at rest and in mid-call: the child owns none of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from gates import Bell, Gate
+from scripts import run
+
+from fastjob import Parallel, delayed
+from fastjob._pool.pool import pool
+
+
+def processes(n_jobs=2, **options):
+    return Parallel(n_jobs, "processes", **options)
+
+
+def in_child(function):
+    """Run a function in a forked child: its answer, as text."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            answer = repr(function())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        answer = file.read()
+    os.waitpid(pid, 0)
+    return answer
+
+
+def ring_and_hold(bell, gate, i):
+    bell.ring()
+    gate.wait()
+    return i
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def test_a_call_after_a_fork_works_in_both():
+    def call():
+        return processes()(delayed(divmod)(i, 3) for i in range(20))
+
+    right = call()
+    started = pool.n_started
+    assert in_child(call) == repr(right)
+    assert call() == right
+    assert pool.n_started == started  # the parent's workers are still warm
+
+
+def test_a_child_forked_in_mid_call_cannot_go_on_with_it():
+    answers = []
+
+    def tasks():
+        for i in range(40):
+            if i == 20:
+                pid = os.fork()
+                if pid == 0:
+                    forked.append(True)
+                else:
+                    answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            yield delayed(divmod)(i, 3)
+
+    forked = []
+    try:
+        found = processes(batch_size=1)(tasks())
+    except BaseException as error:
+        if forked:
+            os._exit(7 if "belongs to the parent" in str(error) else 8)
+        raise
+    if forked:
+        os._exit(9)
+    assert answers == [7]
+    assert found == [divmod(i, 3) for i in range(40)]
+
+
+def test_a_generator_in_a_forked_child_says_whose_it_is():
+    with Gate() as gate, Bell() as bell:
+        stream = processes(return_as="generator", batch_size=1)(
+            delayed(ring_and_hold)(bell, gate, i) for i in range(4)
+        )
+        bell.wait(2)
+        answer = in_child(lambda: next(stream))
+        assert answer.startswith("RuntimeError: these results belong to the process")
+        gate.open()
+        assert list(stream) == [0, 1, 2, 3]
+
+
+def test_a_fork_while_another_thread_is_in_a_call():
+    found = []
+    with Gate() as gate, Bell() as bell:
+        thread = threading.Thread(
+            target=lambda: found.extend(
+                processes()(delayed(ring_and_hold)(bell, gate, i) for i in range(3))
+            )
+        )
+        thread.start()
+        bell.wait(2)
+        answer = in_child(lambda: processes()(delayed(divmod)(i, 3) for i in range(3)))
+        assert answer == "[(0, 0), (0, 1), (0, 2)]"
+        gate.open()
+        thread.join()
+    assert found == [0, 1, 2]
+
+
+def test_a_child_that_lives_on_does_not_keep_the_callers_workers_alive():
+    source = """
+import os, signal
+from fastjob import Parallel, delayed
+assert Parallel(2)(delayed(abs)(-i) for i in range(4)) == [0, 1, 2, 3]
+from fastjob._pool.pool import pool
+nursery = pool._nursery._pids[0]
+watch = os.pidfd_open(nursery)
+read, write = os.pipe()
+if os.fork() == 0:
+    # The parent is gone; its nursery must go, although this copy of it lives.
+    os.close(write)
+    os.read(read, 1)
+    import select
+    ended = select.select([watch], [], [], 20)[0]
+    print("ended" if ended else "lives", flush=True)
+    os._exit(0)
+os._exit(0)
+"""
+    assert run(source) == ("ended\n", "", 0)
