@@ -61,9 +61,9 @@ import sys
 import weakref
 
 
-# Bytes from which a buffer of a result, or an ndarray argument, travels in shared memory.  A
-# block wins from 16 kB on when it is warm, and loses below 64 kB when its memory is
-# fresh; see README.md.
+# Bytes from which a buffer of a result, or an ndarray argument, travels in shared
+# memory.  A block wins from 16 kB on when it is warm, and loses below 64 kB when its
+# memory is fresh; see README.md.
 cdef enum:
     WORTH_A_BLOCK = 65536
 

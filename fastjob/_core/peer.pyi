@@ -1,4 +1,3 @@
-from fastjob._core.lending import Link
 from fastjob._core.status import StatusPage
 from fastjob._core.wire import Channel
 

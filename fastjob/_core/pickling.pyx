@@ -12,7 +12,6 @@ arrives in the caller as an instance of the caller's own class.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.ref cimport PyObject
 
 import io
 import pickle
@@ -230,11 +229,10 @@ cdef object cloud_class():
     class Pickler(cloudpickle.Pickler):
         """cloudpickle, noting or replacing what belongs to ``__main__``."""
 
-        refer = None
-        own_reducers = {}
-
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
+            self.refer = None
+            self.own_reducers = {}
             self.names = {}
 
         def reducer_override(self, obj):

@@ -47,9 +47,9 @@ more, another one takes its place, and what it brings in the end is dropped.
 
 The timeline
 ------------
-Each thread joins its tasks into spans (spans.pyx), which it writes when it finds nothing
-more to do.  The call must not be over before that, or they would be missing: so it is
-not finished as long as `unwritten` threads are left.
+Each thread joins its tasks into spans (spans.pyx), which it writes when it finds
+nothing more to do.  The call must not be over before that, or they would be missing:
+so it is not finished as long as `unwritten` threads are left.
 1. a thread is counted, under the lock, when it takes a task;
 2. before it sleeps or leaves it writes, gets the lock, is not counted any more, and
    looks at everything afresh: if it was the last one, it finishes the call itself.

@@ -23,8 +23,7 @@ cdef enum Flag:
     FINAL = 4       # REPLY: nothing more comes for this batch
     FAILED = 8      # REPLY: body is (results, failures)
     BLOCK = 16      # the pickle lies in a block, whose token comes first in the body
-    LOANS = 64      # tokens come before the pickle: `extra` bytes of them (REPLY), or
-                    # `count` (DEFINE)
+    LOANS = 64      # tokens come first; REPLY: `extra` bytes; DEFINE: `count` of them
     APART = 128     # REPLY: a pickle for each result, one behind the other
     RETIRED = 32    # REPLY: the worker exits after this
 

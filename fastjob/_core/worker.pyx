@@ -14,7 +14,6 @@ exception) becomes a failure of that task, never of its neighbours.
 cimport cython
 from libc.stdint cimport uint64_t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 from libc.errno cimport EINTR, errno
@@ -27,8 +26,8 @@ from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY, RESET, RETIRED, STATE,
-    Channel, Header,
+    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY,
+    RESET, RETIRED, STATE, Channel, Header,
 )
 
 import copyreg
@@ -182,7 +181,8 @@ cdef class Worker:
         while True:
             left = -1
             if self.idle_seconds >= 0:
-                left = <int64_t>(self.idle_seconds * 1e3) - (now_ns() - began) // 1000000
+                left = (<int64_t>(self.idle_seconds * 1e3)
+                        - (now_ns() - began) // 1000000)
                 if left <= 0:
                     return False
             if self.results is not None and now_ns() - began > COLLECT_MS * 1000000:
@@ -234,7 +234,7 @@ cdef class Worker:
         cdef list failures = None
         cdef object functions, f, item, result, args, kwargs, indices = None, body_view
         cdef list tokens = None
-        cdef int64_t at, first = 0, began, last, stamp
+        cdef int64_t at, began, last, stamp
         cdef bint column = head.flags & COLUMN
         cdef bint mixed = head.flags & MIXED
         cdef bint one_function = not mixed
@@ -420,7 +420,8 @@ cdef class Worker:
             data = dump_plain(no_results(count, error), None, None)
             flags = (flags | FAILED) & ~(APART | BLOCK | LOANS)
             self.channel.put(REPLY, flags, head.number, count, busy, 0,
-                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None, ended)
+                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None,
+                             ended)
         self.channel.flush(True)
         return 0
 
