@@ -179,8 +179,8 @@ def test_the_input_is_taken_no_further_ahead_than_pre_dispatch_says():
             pre_dispatch="1.5*n_jobs", batch_size=1, return_as="generator_unordered"
         )(tasks())
         until(lambda: len(taken) == 3)
-        gate.open()
         completed.extend(range(20))  # from here on only the results matter
+        gate.open()
         assert sorted(stream) == list(range(20))
 
 
