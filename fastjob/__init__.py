@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
     from fastjob.parallel import Parallel
     from fastjob.recording import timeline
+    from fastjob.sharing import share
     from fastjob.warm import shutdown
     from fastjob.wrap import wrap_non_picklable_objects
 
@@ -35,6 +36,7 @@ _HOMES = {
     "parallel_backend": "fastjob.config",
     "parallel_config": "fastjob.config",
     "register_parallel_backend": "fastjob.backends.registry",
+    "share": "fastjob.sharing",
     "shutdown": "fastjob.warm",
     "threadpool_info": "fastjob._core.threadpools",
     "threadpool_limits": "fastjob._core.threadpools",
@@ -56,6 +58,7 @@ __all__ = [
     "parallel_backend",
     "parallel_config",
     "register_parallel_backend",
+    "share",
     "shutdown",
     "threadpool_info",
     "threadpool_limits",

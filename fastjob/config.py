@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
+from fastjob.active import configuration
 from fastjob.backends import registry
 from fastjob.backends.base import ParallelBackendBase, nested_name
 
@@ -70,8 +71,7 @@ INHERITED = (
 HINTS = ("processes", "threads", None)
 CONSTRAINTS = ("sharedmem", None)
 
-_EMPTY: Config = {}
-_active: ContextVar[Config] = ContextVar("fastjob_config", default=_EMPTY)
+_active: ContextVar[Config] = configuration
 
 # The nested configurations of calls made without any: by nesting level.
 _plain_nested: dict[int, Config] = {}

@@ -26,6 +26,8 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 
+from libc.stdint cimport uint32_t
+
 from fastjob._core.arrays cimport Sharer
 from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
 from fastjob._core.snapshot cimport Snapshot
@@ -200,6 +202,20 @@ cdef class Capture:
             data, blocks = self.pickled(f, None)
             c = self._new(f, data, blocks, None)
             self.functions[key] = c
+        return c
+
+    def lasting(self, value, uint32_t number):
+        """A constant that outlives the call: see ``fastjob.share``."""
+        cdef Constant c
+        try:
+            data, blocks = self.pickled(value, None)
+        except (KeyboardInterrupt, MemoryError, OSError):
+            raise
+        except Exception as error:
+            raise TaskPicklingError(None, "share", 0, type_name(value),
+                                    str(error)) from error
+        c = self._new(value, data, blocks, None)
+        c.number = number
         return c
 
     def pickled(self, value, refer):

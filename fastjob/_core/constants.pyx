@@ -7,7 +7,11 @@ that cannot be imported there) is that task's error.
 `constant` is what a pickled reference calls: ``pickle`` finds it by its name.
 """
 
+from libc.stdint cimport uint32_t
+
 from fastjob._core.pickling cimport load
+
+cdef uint32_t FIRST_LASTING = <uint32_t>1 << 31    # as in fastjob/sharing.py
 
 cdef dict pickled = {}
 cdef dict loaded = {}
@@ -26,8 +30,11 @@ cdef int forget(uint32_t number) except -1:
 
 
 cdef int reset() except -1:
-    pickled.clear()
-    loaded.clear()
+    """Forget what belongs to one call."""
+    cdef dict table
+    for table in (pickled, loaded):
+        for number in [n for n in table if n < FIRST_LASTING]:
+            del table[number]
     return 0
 
 

@@ -24,6 +24,7 @@ cdef class Dispatcher:
     cdef dict attempts              # index -> times it has been run, if it failed
     cdef list out                   # results, in list mode
     cdef ResultStream stream        # or where they go
+    cdef set live                   # numbers of what is shared across calls, or None
     cdef object state               # what every peer must have adopted
     cdef Wake wake                  # ends a wait; None without a stream
     cdef double patience            # ms to wait before looking for stragglers again

@@ -106,9 +106,12 @@ cdef class Dispatcher:
     capture : Capture
     state : bytes
         Process state and settings that every worker must have adopted.
+    live : set, optional
+        Numbers of the objects that ``fastjob.share`` shares now.
     """
 
-    def __init__(self, Call call, pool, Capture capture, state):
+    def __init__(self, Call call, pool, Capture capture, state, set live=None):
+        self.live = live
         self.call = call
         self.counters = call.counters
         self.capture = capture
@@ -138,6 +141,9 @@ cdef class Dispatcher:
         done = False
         try:
             self.pool.lease(self.call.n_jobs, self.peers, self.call.options)
+            if self.live is not None:
+                for peer in self.peers:
+                    (<Peer>peer).forget_unshared(self.live)
             if self.call.ahead == 0:
                 self.take_everything()
             self.loop()

@@ -18,7 +18,8 @@ cdef class Peer:
     cdef readonly Link link         # shared memory lent either way
     cdef list batches               # at most two: running, queued
     cdef uint32_t sent              # batches sent so far
-    cdef set known                  # numbers of the constants it has
+    cdef set known                  # numbers of the constants it has of this call
+    cdef set lasting                # and of those that outlive calls
     cdef object state               # what it was last told to adopt
     cdef bint fresh                 # has been told that a new call begins
     cdef public bint lost           # end of stream, or about to be killed
@@ -31,6 +32,7 @@ cdef class Peer:
     cdef int define(self, Constant constant, Store store) except -1
     cdef int send(self, Batch batch, bytes state, Store store) except -1
     cdef int forget_constant(self, uint32_t number) except -1
+    cdef int forget_unshared(self, set live) except -1
     cdef int reset(self) except -1
     cdef int flush(self) except -1
     cdef object unpacked(self, bytes body)

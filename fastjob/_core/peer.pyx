@@ -32,6 +32,9 @@ cdef enum:
     LONG_BODY = 256 << 10
 
 
+cdef uint32_t FIRST_LASTING = <uint32_t>1 << 31    # as in fastjob/sharing.py
+
+
 cdef list in_block(bytes data, Store store):
     """A block for a pickle that is too long for the socket; None if it is not."""
     if PyBytes_GET_SIZE(data) < LONG_BODY:
@@ -63,6 +66,7 @@ cdef class Peer:
         self.link = Link(keep_fds=False)
         self.batches = []
         self.known = set()
+        self.lasting = set()
 
     @property
     def pid(self):
@@ -150,12 +154,15 @@ cdef class Peer:
         cdef Constant other
         cdef int flags = 0
         cdef bytes tokens
-        if constant is None or constant.number in self.known:
+        if constant is None:
+            return 0
+        known = self.lasting if constant.number >= FIRST_LASTING else self.known
+        if constant.number in known:
             return 0
         if constant.needs:
             for other in constant.needs:
                 self.define(other, store)
-        self.known.add(constant.number)
+        known.add(constant.number)
         if type(constant.data) is bytes:
             block = in_block(constant.data, store)
             if block is not None:
@@ -246,6 +253,13 @@ cdef class Peer:
         """Have the worker drop a constant that no later task will refer to."""
         if number in self.known:
             self.known.remove(number)
+            self.channel.put(FORGET, 0, number, 0, 0, 0, NULL, 0, None)
+        return 0
+
+    cdef int forget_unshared(self, set live) except -1:
+        """Have the worker drop what ``fastjob.share`` no longer shares."""
+        for number in self.lasting - live:
+            self.lasting.remove(number)
             self.channel.put(FORGET, 0, number, 0, 0, 0, NULL, 0, None)
         return 0
 

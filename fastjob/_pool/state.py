@@ -14,6 +14,7 @@ import sys
 import warnings
 
 from fastjob import inner_threads
+from fastjob.active import configuration
 from fastjob._core.pickling import dumps, loads
 from fastjob._pool.levels import LevelKeeper, capture_levels
 from fastjob._pool.lines import flush_all
@@ -196,9 +197,7 @@ class Adopted:
         inner_threads.apply_worker_caps(*state["threads"])
         self.environ = dict(os.environ)  # with the caps
         if state["nested"] is not None:
-            from fastjob import config
-
-            config.restore(state["nested"])
+            configuration.set(state["nested"])
         for name in state["preload"]:
             if name in self.failed_preloads:
                 raise self.failed_preloads[name]

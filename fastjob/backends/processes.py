@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import modules
+
 from fastjob._core.arrays import Sharer
 from fastjob._core.capture import Capture
 from fastjob._core.dispatch import Dispatcher
@@ -32,7 +34,10 @@ class ProcessEngine:
     def _dispatcher(self) -> Dispatcher:
         call = self.call
         sharer = Sharer(store_for(call.temp_folder), call.max_nbytes)
-        return Dispatcher(call, pool, Capture(sharer), state.capture(call))
+        sharing = modules.get("fastjob.sharing")
+        explicit, live = (None, None) if sharing is None else sharing.current()
+        capture = Capture(sharer, explicit)
+        return Dispatcher(call, pool, capture, state.capture(call), live)
 
     def run(self, tasks: Iterator[Any]) -> list[Any]:
         """Run all tasks; the results in task order."""
