@@ -266,6 +266,7 @@ cdef class Dispatcher:
             batch = self.take(1 << 20)
             if batch is not None:
                 self.ready.append(batch)
+                self.feed()     # it ended early because somebody is idle
 
     cdef int loop(self) except -1:
         while True:
@@ -278,6 +279,7 @@ cdef class Dispatcher:
             if self.stream is not None and self.stream.closed:
                 self.abort()
                 return 0
+            self.check_process()    # or it would wait for workers that it has not
             self.service(self.wait_time())
             self.check_timeouts()
 
@@ -527,6 +529,7 @@ cdef class Dispatcher:
         if head.flags & RETIRED:
             peer.retiring = True
         if type(content) is tuple:
+            n_bytes = len((<tuple>content)[0])
             for view in (<tuple>content)[1]:
                 n_bytes += len(view)
         body = None
@@ -534,11 +537,14 @@ cdef class Dispatcher:
             self.tuner.ran(head.count, head.stamp, n_bytes)
             try:
                 if head.flags & APART:
-                    results = load_apart(content, head.count + (1 if head.flags & FAILED else 0))
+                    results = load_apart(
+                        content, head.count + (1 if head.flags & FAILED else 0))
                 else:
                     results = load(content)
-                if head.flags & FAILED:
+                if head.flags & FAILED and results:
                     failures = results.pop()
+                if results is None or PyList_GET_SIZE(results) != head.count:
+                    raise WireError("a reply with another number of results")
             except Exception as error:
                 self.unreadable(peer, batch, at, error)
             else:

@@ -24,6 +24,8 @@ from fastjob._core.wire cimport (
 
 import pickle
 
+from fastjob._core.wire import WireError
+
 cdef object dumps = pickle.dumps
 
 cdef enum:
@@ -290,7 +292,11 @@ cdef class Peer:
             self.link.give_fds(self.channel.take_fds())
         if not head.flags & LOANS:
             return body
+        if not 0 <= n_tokens <= PyBytes_GET_SIZE(body):
+            raise WireError("a reply without the tokens of its buffers")
         views = self.link.open(body[:n_tokens], "r+")
         if head.flags & BLOCK:
+            if not views:
+                raise WireError("a reply without the token of its block")
             return views[0], views[1:]
         return body[n_tokens:], views
