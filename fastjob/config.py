@@ -156,8 +156,7 @@ def choose(
             return registry.create(name, nesting_level=0), n_jobs
         backend = registry.create_default()
         if prefer == "processes" and getattr(backend, "uses_threads", False):
-            name = registry.DEFAULT_PROCESS_BACKEND
-            backend = registry.create(name, nesting_level=0)
+            backend = registry.create_for_processes()
         return backend, n_jobs
     if require == "sharedmem" and not getattr(backend, "supports_sharedmem", False):
         threads = registry.create(

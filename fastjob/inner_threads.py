@@ -30,6 +30,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.pools import Pool, loaded_pools
 from fastjob._core.threadpools import claim, release
 from fastjob.budget import core_budget, default_share, set_core_budget
@@ -256,7 +257,7 @@ def _renew_lock() -> None:
     _holder.lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+register_at_fork(after_in_child=_renew_lock)
 
 
 class limit_inner_threads:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 
+from fastjob._core.forks import register_at_fork
 from fastjob.recorder import CallTimeline, Recorder
 
 TYPE_CHECKING = False
@@ -137,5 +138,4 @@ def _forget_after_fork() -> None:
     _from_environment.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+register_at_fork(after_in_child=_forget_after_fork)

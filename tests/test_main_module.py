@@ -109,7 +109,7 @@ def test_an_embedded_interpreter_is_told_what_to_do(run_python):
         "sys.executable = ''\n"
         "from fastjob import Parallel, delayed, errors\n"
         "try:\n"
-        "    Parallel(2)(delayed(abs)(i) for i in range(3))\n"
+        "    Parallel(2, 'processes')(delayed(abs)(i) for i in range(3))\n"
         "except errors.NurseryError as error:\n"
         "    print('sys.executable' in str(error))\n"
     )

@@ -257,8 +257,19 @@ def stop_oneself(bell):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def test_an_interpreter_that_cannot_be_started_is_the_error_of_the_call(monkeypatch):
+def test_an_interpreter_that_is_not_there_is_the_error_of_the_call(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(errors.NurseryError, match="Cannot start /no/such/python"):
+        processes()([delayed(double)(1)] * 2)
+
+
+def test_an_interpreter_that_cannot_be_started_is_the_error_of_the_call(
+    monkeypatch, tmp_path
+):
+    program = tmp_path / "python"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(errors.NurseryError, match="No such file"):
         processes()([delayed(double)(1)] * 2)
 

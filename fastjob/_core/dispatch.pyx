@@ -51,6 +51,7 @@ from fastjob._core.wire cimport APART, FAILED, FINAL, REPLY, RETIRED, Header
 
 import os
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.capture import type_name
 from fastjob._core.wire import WireError
 from fastjob.errors import (
@@ -89,7 +90,7 @@ def _note_fork():
     forks += 1
 
 
-os.register_at_fork(after_in_child=_note_fork)
+register_at_fork(after_in_child=_note_fork)
 
 
 

@@ -107,6 +107,8 @@ from fastjob._core.shm cimport (
 )
 
 import os
+
+from fastjob._core.forks import register_at_fork
 from threading import get_ident
 
 cdef enum:
@@ -705,5 +707,5 @@ def forget():
 
 
 set_reclaim(reclaim_all)
-os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,
-                    after_in_child=forget)
+register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,
+                 after_in_child=forget)

@@ -27,7 +27,6 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     int SHUT_RDWR
     int MSG_DONTWAIT
-    int MSG_NOSIGNAL
     int shutdown(int fd, int how)
 
 
@@ -38,6 +37,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from *:
     """
     #include <errno.h>
+    #include <fcntl.h>
     #include <stdint.h>
     #include <string.h>
     #include <sys/socket.h>
@@ -48,6 +48,9 @@ cdef extern from *:
 
     #ifndef MSG_CMSG_CLOEXEC
     #define MSG_CMSG_CLOEXEC 0
+    #endif
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0      /* Python ignores SIGPIPE */
     #endif
 
     /* Send bytes, and descriptors with the first of them.  -1 and errno. */
@@ -109,11 +112,17 @@ cdef extern from *:
                 close(fds[--*n_fds]);
             return -2;
         }
+        if (!MSG_CMSG_CLOEXEC) {
+            int i;
+            for (i = 0; i < *n_fds; i++)
+                fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+        }
         return got;
     }
     """
     enum:
         FJ_MAX_FDS
+    int MSG_NOSIGNAL
     ssize_t fj_send(int sock, const void *data, size_t size,
                     const int *fds, int n_fds, int flags) nogil
     ssize_t fj_recv(int sock, void *data, size_t size,

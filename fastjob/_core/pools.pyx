@@ -18,6 +18,8 @@ renewed in a forked child, where the thread that held it does not exist.
 import os
 import threading
 
+from fastjob._core.forks import register_at_fork
+
 from libc.stdint cimport intptr_t
 from libc.stdlib cimport calloc, free
 
@@ -88,7 +90,7 @@ def _renew_lock():
     _lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+register_at_fork(after_in_child=_renew_lock)
 
 
 @cython.final

@@ -56,7 +56,8 @@ from fastjob._core.locks cimport (
     unlock_leaf,
 )
 
-import os
+
+from fastjob._core.forks import register_at_fork
 
 # An exception that another thread sets does not wake a sleeper, and a signal can
 # arrive between the last check and the sleep; so the sleep is cut into pieces.  Ten
@@ -82,7 +83,7 @@ cdef enum:
     NO_MEMORY = 1
     TAKEN_TWICE = 2
 
-os.register_at_fork(after_in_child=_note_fork)
+register_at_fork(after_in_child=_note_fork)
 
 
 @final

@@ -6,6 +6,8 @@ cdef extern from *:
     #include <fcntl.h>
     #include <poll.h>
     #include <pthread.h>
+    #include <stdlib.h>
+    #include <string.h>
     #include <sys/mman.h>
     #include <sys/types.h>
     #include <time.h>
@@ -14,15 +16,19 @@ cdef extern from *:
     #ifndef MADV_POPULATE_READ
     #define MADV_POPULATE_READ 22
     #endif
+    #ifndef MADV_REMOVE
+    #define MADV_REMOVE -1      /* refused by the kernel: memory is not given back */
+    #endif
 
     static inline int shm_memfd(const char *name) {
     #ifdef MFD_CLOEXEC
-        return memfd_create(name, MFD_CLOEXEC);
-    #else
+        const char *wanted = getenv("FASTJOB_MEMFD");
+        if (wanted == NULL || strcmp(wanted, "0") != 0)
+            return memfd_create(name, MFD_CLOEXEC);
+    #endif
         (void)name;
         errno = ENOSYS;
         return -1;
-    #endif
     }
 
     static inline unsigned char shm_load(unsigned char *p) {

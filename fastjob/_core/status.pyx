@@ -27,9 +27,9 @@ from libc.stdint cimport int64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from fastjob._core.libc cimport close
+from fastjob._core.shm cimport shm_memfd
 
 import os
-import tempfile
 
 cdef enum:
     DEFAULT_SLOTS = 4096
@@ -37,12 +37,17 @@ cdef enum:
 
 def _shared_file(size):
     """An anonymous file of zeros: memfd, or an unlinked temporary file."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("fastjob-status", os.MFD_CLOEXEC)
-    else:
-        fd, path = tempfile.mkstemp(prefix="fastjob-")
-        os.unlink(path)
-    os.ftruncate(fd, size)
+    fd = shm_memfd(b"fastjob-status")
+    if fd < 0:
+        import tempfile
+
+        with tempfile.TemporaryFile(prefix="fastjob-") as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

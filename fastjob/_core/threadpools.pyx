@@ -23,12 +23,12 @@ reentrant since a limiter may be collected, and then drops its claims, at any
 allocation, also one made under the lock.
 """
 
-import os
 import threading
 from functools import wraps
 from operator import index
 
 from fastjob._core.pools cimport Pool
+from fastjob._core.forks import register_at_fork
 from fastjob._core.pools import loaded_pools
 
 USER_APIS = ("blas", "openmp", "tbb")
@@ -41,7 +41,7 @@ def _renew_lock():
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+register_at_fork(after_in_child=_renew_lock)
 
 
 def threadpool_info():

@@ -22,9 +22,10 @@ when it meets the end of the idle time:
 """
 
 import atexit
-import os
 import threading
 import time
+
+from fastjob._core.forks import register_at_fork
 
 from cython cimport final
 
@@ -163,5 +164,5 @@ def _begin_exit():
     unlock_leaf(pool_lock)
 
 
-os.register_at_fork(after_in_child=_forget_threads)
+register_at_fork(after_in_child=_forget_threads)
 atexit.register(_begin_exit)

@@ -359,9 +359,7 @@ cdef class Worker:
         if self.max_tasks > 0 and self.n_tasks >= self.max_tasks:
             return True
         if self.max_memory > 0:
-            with open("/proc/self/statm", "rb") as file:
-                pages = int(file.read().split()[1])
-            return pages * resource.getpagesize() > self.max_memory
+            return resident_bytes() > self.max_memory
         return False
 
     def failure(self, position, index, error, f, args, kwargs, int64_t since):
@@ -466,6 +464,17 @@ cdef class Worker:
             return dump_cloud(what, None, None, by_name), bool(failures)
         except MemoryError as error:    # each alone fits, all together do not
             return dump_plain(no_results(len(results), error), None, None), True
+
+
+def resident_bytes(statm="/proc/self/statm"):
+    """Memory of this process that is not swapped out."""
+    try:
+        with open(statm, "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:   # no such file on this system
+        import psutil
+
+        return psutil.Process().memory_info().rss
 
 
 def no_results(n, error):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock, start_new_thread
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.segments import Store
 
 TYPE_CHECKING = False
@@ -103,4 +104,4 @@ def forget() -> None:
     _stores.clear()
 
 
-os.register_at_fork(after_in_child=forget)
+register_at_fork(after_in_child=forget)

@@ -23,6 +23,7 @@ import sys
 from _thread import allocate_lock, get_ident
 from _weakref import ref
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.peer import Peer
 from fastjob._core.wire import pair
 from fastjob._pool.starter import Starter, start_method
@@ -310,5 +311,5 @@ def oom_kills() -> int:
 
 
 pool = Pool()
-os.register_at_fork(after_in_child=pool.forget)
+register_at_fork(after_in_child=pool.forget)
 atexit.register(pool.end)

@@ -9,10 +9,10 @@ it ends the call, gives the workers back, and ends.
 from __future__ import annotations
 
 import atexit
-import os
 from _thread import allocate_lock, start_new_thread
 from contextvars import copy_context
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.results import ResultIterator, ResultStream
 from fastjob._core.wake import Wake
 
@@ -75,4 +75,4 @@ def stop_all() -> None:
 
 
 atexit.register(stop_all)
-os.register_at_fork(after_in_child=Pump.running.clear)
+register_at_fork(after_in_child=Pump.running.clear)

@@ -52,6 +52,7 @@ from fastjob._pool.starter import (
     needs_site,
     search_path,
 )
+from fastjob.errors import NurseryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class Spawner(Starter):
         self._hash_seed = str(int.from_bytes(os.urandom(3), "big"))
 
     def start(self) -> None:
+        if not os.access(sys.executable, os.X_OK):
+            raise NurseryError(
+                f"Cannot start {sys.executable} to make worker processes: there is no "
+                "such program."
+            )
         read, self._lifeline = os.pipe()
         self._given.append((copy_above(read), LIFELINE))
         os.close(read)

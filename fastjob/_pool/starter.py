@@ -23,6 +23,7 @@ import signal
 import sys
 
 from fastjob._core.status import StatusPage
+from fastjob._core.wire import pair
 from fastjob.errors import NurseryError
 
 TYPE_CHECKING = False
@@ -116,6 +117,29 @@ def end(pid: int) -> None:
             continue
         except PermissionError:
             continue
+
+
+def why_none() -> str | None:
+    """Why there can be no worker processes here; None if there can.
+
+    Cheap, and with nothing started: that a program does not exist is found last, when
+    all that starting one needs has been allowed.
+    """
+    if not sys.executable:
+        return "this Python is embedded in another program"
+    if not hasattr(os, "posix_spawn"):
+        return "this system starts no programs"
+    try:
+        pair()
+    except OSError as error:
+        return f"no sockets: {error.strerror}"
+    try:
+        os.posix_spawn("", ["no program"], {})
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"no process can be started: {error.strerror}"
+    raise AssertionError("a program without a name was started")
 
 
 class Starter:

@@ -11,6 +11,7 @@ from fastjob._pool import state
 from fastjob._pool.memory import store_for, tidy
 from fastjob._pool.pool import pool
 from fastjob._pool.pump import Pump
+from fastjob._pool.starter import why_none
 from fastjob.backends.base import ParallelBackendBase, count_workers
 
 TYPE_CHECKING = False
@@ -90,6 +91,11 @@ class ProcessBackend(ParallelBackendBase):
             "preload",
         }
     )
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Return why there can be no worker processes here, or None if there can."""
+        return why_none()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return how many workers a call would use.

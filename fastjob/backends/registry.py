@@ -157,10 +157,19 @@ def create(name: object, **kwargs: Any) -> ParallelBackendBase:
 
 def create_default(nesting_level: int = 0) -> ParallelBackendBase:
     """Return the backend to use where none is asked for."""
-    name = DEFAULT_BACKEND
+    return create(_usable(DEFAULT_BACKEND), nesting_level=nesting_level)
+
+
+def create_for_processes() -> ParallelBackendBase:
+    """Return the backend to use where processes are preferred to threads."""
+    return create(_usable(DEFAULT_PROCESS_BACKEND), nesting_level=0)
+
+
+def _usable(name: str) -> str:
+    """Return the name of a default, or of what stands in for it here."""
     if name == "processes":
-        name = _process_default or _check_processes()
-    return create(name, nesting_level=nesting_level)
+        return _process_default or _check_processes()
+    return name
 
 
 def _check_processes() -> str:
