@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastjob.backends.registry import available, register_parallel_backend
     from fastjob.config import effective_n_jobs, parallel_backend, parallel_config
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
+    from fastjob.interop import register_joblib
     from fastjob.parallel import Parallel
     from fastjob.recording import timeline
     from fastjob.sharing import share
@@ -35,6 +36,7 @@ _HOMES = {
     "effective_n_jobs": "fastjob.config",
     "parallel_backend": "fastjob.config",
     "parallel_config": "fastjob.config",
+    "register_joblib": "fastjob.interop",
     "register_parallel_backend": "fastjob.backends.registry",
     "share": "fastjob.sharing",
     "shutdown": "fastjob.warm",
@@ -57,6 +59,7 @@ __all__ = [
     "effective_n_jobs",
     "parallel_backend",
     "parallel_config",
+    "register_joblib",
     "register_parallel_backend",
     "share",
     "shutdown",

@@ -50,15 +50,19 @@ class ProcessEngine:
 
     def stream(self, tasks: Iterator[Any]) -> Iterator[Any]:
         """Start the tasks; an iterator over the results."""
-        dispatcher = self._dispatcher()
 
         def work(results: ResultStream, wake: Wake) -> None:
-            try:
-                dispatcher.run_into(tasks, results, wake)
-            finally:
-                tidy()
+            self.run_into(tasks, results, wake)
 
         return Pump(self.call.ordered).start(work)
+
+    def run_into(self, tasks: Iterator[Any], results: ResultStream, wake: Wake) -> None:
+        """Run all tasks in this thread, handing results to a stream."""
+        dispatcher = self._dispatcher()
+        try:
+            dispatcher.run_into(tasks, results, wake)
+        finally:
+            tidy()
 
 
 class ProcessBackend(ParallelBackendBase):
