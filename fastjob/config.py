@@ -53,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "progress": Default(None),
     "timeline": Default(None),
     "show_values": Default(True),
+    "forward_logs": Default(True),
 }
 
 # What a call inside a task inherits. Not n_jobs, which is the caller's; not verbose
@@ -66,6 +67,7 @@ INHERITED = (
     "require",
     "inner_max_num_threads",
     "show_values",
+    "forward_logs",
 )
 
 HINTS = ("processes", "threads", None)
@@ -302,7 +304,7 @@ class parallel_config:
         Defaults of these arguments of `Parallel`.
     inner_max_num_threads : int, optional
         Native threads (BLAS, OpenMP, ...) that one worker may use.
-    on_error, retries, progress, timeline, show_values
+    on_error, retries, progress, timeline, show_values, forward_logs
         Defaults of these arguments of `Parallel`.
     **backend_params
         Options of the backend, given by name in `backend`.
@@ -339,6 +341,7 @@ class parallel_config:
         progress: Any = DEFAULTS["progress"],
         timeline: Any = DEFAULTS["timeline"],
         show_values: Any = DEFAULTS["show_values"],
+        forward_logs: Any = DEFAULTS["forward_logs"],
         **backend_params: Any,
     ) -> None:
         self.old_parallel_config = active()
@@ -355,6 +358,7 @@ class parallel_config:
             "progress": progress,
             "timeline": timeline,
             "show_values": show_values,
+            "forward_logs": forward_logs,
         }
         new = {k: v for k, v in given.items() if v is not DEFAULTS[k]}
         if inner_max_num_threads is not None:

@@ -171,6 +171,10 @@ class Parallel(Reporting, Generic[Kind]):
         File that receives a picture of the call (``.html``) or a trace (``.json``).
     show_values : bool
         Whether tracebacks show the values of parameters.
+    forward_logs : bool
+        Whether warnings and log records of worker processes go to the filters and
+        handlers of this process, as they would from a plain loop; if not, the workers
+        show them on their standard error.
     **backend_params
         Options of the backend.
 
@@ -254,6 +258,7 @@ class Parallel(Reporting, Generic[Kind]):
         progress: Any = DEFAULTS["progress"],
         timeline: Any = DEFAULTS["timeline"],
         show_values: Any = DEFAULTS["show_values"],
+        forward_logs: Any = DEFAULTS["forward_logs"],
         **backend_params: Any,
     ) -> None:
         config = _config.active()
@@ -273,6 +278,7 @@ class Parallel(Reporting, Generic[Kind]):
             "mmap_mode": resolve("mmap_mode", mmap_mode, config),
             "temp_folder": resolve("temp_folder", temp_folder, config),
             "show_values": bool(resolve("show_values", show_values, config)),
+            "forward_logs": bool(resolve("forward_logs", forward_logs, config)),
             "ordered": self.return_ordered,
             "retries": resolve("retries", retries, config),
         }

@@ -29,6 +29,7 @@ cdef class Call:
     cdef readonly object inner_max_num_threads
     cdef readonly object nested
     cdef readonly bint show_values
+    cdef readonly bint forward_logs
     cdef readonly object on_batch
     cdef readonly double report_interval
     cdef readonly object timeline

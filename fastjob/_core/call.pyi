@@ -23,6 +23,7 @@ class Call:
     inner_max_num_threads: int | None
     nested: Any
     show_values: bool
+    forward_logs: bool
     on_batch: Callable[[int], object] | None
     report_interval: float
     timeline: Any
@@ -45,6 +46,7 @@ class Call:
         inner_max_num_threads: int | None = None,
         nested: Any = None,
         show_values: bool = True,
+        forward_logs: bool = True,
         on_batch: Callable[[int], object] | None = None,
         report_interval: float = 0.0,
         timeline: Any = None,

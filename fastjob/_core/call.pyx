@@ -47,6 +47,8 @@ cdef class Call:
         Picklable configuration that a nested call starts from.
     show_values : bool
         Whether tracebacks show the values of parameters.
+    forward_logs : bool
+        Whether warnings and log records of worker processes are shown by the caller.
     on_batch : callable or None
         Called as ``on_batch(n_tasks)`` in the thread that runs the engine each time
         some tasks have completed.  None costs nothing.
@@ -64,7 +66,7 @@ cdef class Call:
                  bint return_errors=False, int retries=0, bint ordered=True,
                  long long max_nbytes=1 << 20, mmap_mode="r", temp_folder=None,
                  inner_max_num_threads=None, nested=None, bint show_values=True,
-                 on_batch=None, double report_interval=0.0, timeline=None,
+                 bint forward_logs=True, on_batch=None, double report_interval=0.0, timeline=None,
                  options=None):
         self.n_jobs = n_jobs
         self.batch_size = batch_size
@@ -80,6 +82,7 @@ cdef class Call:
         self.inner_max_num_threads = inner_max_num_threads
         self.nested = nested
         self.show_values = show_values
+        self.forward_logs = forward_logs
         self.on_batch = on_batch
         self.report_interval = report_interval
         self.timeline = timeline

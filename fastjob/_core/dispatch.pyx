@@ -47,7 +47,7 @@ from fastjob._core.pickling cimport load, load_apart
 from fastjob._core.results cimport ResultStream
 from fastjob._core.status cimport claim_next, fj_load
 from fastjob._core.wake cimport Wake
-from fastjob._core.wire cimport APART, FAILED, FINAL, REPLY, RETIRED, Header
+from fastjob._core.wire cimport APART, FAILED, FINAL, NOTE, REPLY, RETIRED, Header
 
 import os
 
@@ -102,8 +102,9 @@ cdef class Dispatcher:
     ----------
     call : Call
     pool : Pool
-        Gives peers (``lease(n, peers)``), kills one (``kill(peer)``) and explains why
-        one never lived (``explain(peer)``).
+        Gives peers (``lease(n, peers)``), kills one (``kill(peer)``), explains why
+        one never lived (``explain(peer)``), and shows what a task had to say
+        (``hear(body)``; an exception from it ends the call).
     capture : Capture
     state : bytes
         Process state and settings that every worker must have adopted.
@@ -222,7 +223,7 @@ cdef class Dispatcher:
             raise interrupt
 
     def drain(self, list busy, int timeout):
-        """Read and drop what workers still send."""
+        """Read and drop what workers still send, notes included."""
         cdef Peer peer
         cdef Py_ssize_t got, n
         cdef pollfd *waiting = <pollfd *>malloc(len(busy) * sizeof(pollfd))
@@ -516,8 +517,12 @@ cdef class Dispatcher:
         cdef Py_ssize_t at
         cdef long long n_bytes = PyBytes_GET_SIZE(body)
         cdef int64_t decoded
-        if head.kind != REPLY or not peer.batches:
+        if head.kind not in (REPLY, NOTE) or not peer.batches:
             raise WireError("a reply that nothing was asked for")
+        if head.kind == NOTE:
+            self.pool.hear(body)
+            self.check_process()
+            return 0
         batch = peer.batches[0]
         if head.number != batch.number or batch.done + head.count > batch.size():
             raise WireError("a reply to another batch")

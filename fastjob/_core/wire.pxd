@@ -14,7 +14,8 @@ cdef enum Kind:
     RESET = 5       # forget every constant
     # worker to caller
     REPLY = 16      # number: of the batch; count: results; stamp: busy ns; body
-    KIND_LIMIT = 17
+    NOTE = 17       # body: what a task has to say (`_pool/notes.py`); within a batch only
+    KIND_LIMIT = 18
 
 
 cdef enum Flag:

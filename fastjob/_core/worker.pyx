@@ -27,8 +27,8 @@ from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, REPLY,
-    RESET, RETIRED, STATE, Channel, Header,
+    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, NOTE,
+    REPLY, RESET, RETIRED, STATE, Channel, Header,
 )
 
 import copyreg
@@ -70,7 +70,8 @@ cdef class Worker:
     caller : object
         Keeps to the caller's state. ``caller.begin()`` is called when a call begins;
         False ends the worker. ``caller.batch_ended()`` is called before the last reply
-        to a batch. ``caller.adopt(body)`` is called with the body of a
+        to a batch. ``caller.notes`` sends what tasks say (`_pool/notes.py`).
+        ``caller.adopt(body)`` is called with the body of a
         STATE frame; it returns
         ``(return_errors, show_values, idle_seconds, max_tasks, max_memory,
         mmap_mode)``.  ``caller.store()`` makes the store for large results.
@@ -85,6 +86,7 @@ cdef class Worker:
     cdef dict reducers      # for pickling results, once numpy is there
     cdef str mode           # in which tasks see large arguments
     cdef bint mode_is_none
+    cdef object notes       # guards writing to the socket
     cdef object broken      # why no task can run: the caller's state was not adopted
     cdef object context     # in which the tasks of this call run
     cdef bint return_errors, show_values
@@ -98,6 +100,8 @@ cdef class Worker:
         self.caller = caller
         self.idle_seconds = -1
         self.link = Link(keep_fds=True)
+        self.notes = caller.notes
+        self.notes.send = self.send_note
         self.mode = "r"
 
     def serve(self):
@@ -133,6 +137,12 @@ cdef class Worker:
                     return
             elif head.kind == STATE:
                 self.adopt(body)
+
+    def send_note(self, bytes note):
+        """Tell the caller what a task has to say; `notes` guards the socket."""
+        self.channel.put(NOTE, 0, 0, 0, 0, 0, PyBytes_AS_STRING(note),
+                         PyBytes_GET_SIZE(note), None)
+        self.channel.flush(True)
 
     def begin(self):
         """A call begins; False if this worker is no longer what a new one would be."""
@@ -245,6 +255,7 @@ cdef class Worker:
         cdef int flags = FINAL
 
         f = None
+        self.notes.open = True
         began = last = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
@@ -375,7 +386,6 @@ cdef class Worker:
                    int64_t busy) except -1:
         cdef object data
         cdef list blocks = None
-        cdef bytes tokens
         cdef int64_t ended = now_ns()
         cdef uint32_t count = <uint32_t>len(results)
         if flags & FINAL:
@@ -402,6 +412,16 @@ cdef class Worker:
             data, failed = self.salvage(results, failures or [])
             if failed:
                 flags |= FAILED
+        self.notes.hold(flags & FINAL)
+        try:
+            self.send_reply(head, flags, count, busy, data, blocks, ended)
+        finally:
+            self.notes.release()
+        return 0
+
+    cdef int send_reply(self, Header head, int flags, uint32_t count, int64_t busy,
+                        bytes data, list blocks, int64_t ended) except -1:
+        cdef bytes tokens
         try:
             if PyBytes_GET_SIZE(data) > LONG_BODY:
                 self.sharer()

@@ -93,7 +93,9 @@ def serve(fd: int, page: StatusPage, slot: int) -> None:
     channel = Channel(fd)
     # A process forked by a task must not keep the caller's socket.
     os.register_at_fork(after_in_child=channel.close)
-    Worker(channel, page, slot, Adopted(failed_preloads)).serve()
+    adopted = Adopted(failed_preloads)
+    Worker(channel, page, slot, adopted).serve()
+    adopted.notes.keep()  # from here on nobody listens
     run_exit_functions()
 
 

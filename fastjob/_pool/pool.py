@@ -196,6 +196,12 @@ class Pool:
                 except OSError:
                     return  # the nursery is dead, and the worker with it
 
+    def hear(self, note: bytes) -> None:
+        """Show a warning, or handle a log record, of a task."""
+        from fastjob._pool.notes import hear
+
+        hear(note)
+
     def explain(self, peer: Peer) -> dict[str, Any]:
         """Why a worker's stream has ended.
 

@@ -20,6 +20,7 @@ from fastjob._pool.levels import LevelKeeper, capture_levels
 from fastjob._pool.lines import flush_all
 from fastjob._pool.memory import store_for
 from fastjob._pool.modules import ModuleWatch
+from fastjob._pool.notes import Notes
 from fastjob.variables import Variables, capture_variables
 
 TYPE_CHECKING = False
@@ -61,6 +62,7 @@ def capture(call: Call) -> bytes:
         call.nested,
         call.return_errors,
         call.show_values,
+        call.forward_logs,
         call.max_nbytes,
         call.mmap_mode,
         call.temp_folder,
@@ -82,6 +84,7 @@ def capture(call: Call) -> bytes:
             "cwd": key[1],
             "path": key[2],
             "filters": plain_filters(),
+            "forward": call.forward_logs,
             "levels": key[4],
             "variables": key[5],
             "share": share,
@@ -178,6 +181,7 @@ class Adopted:
     def __init__(self, failed_preloads: dict[str, BaseException]) -> None:
         self.failed_preloads = failed_preloads
         self.modules = ModuleWatch()
+        self.notes = Notes()
         self.levels = LevelKeeper()
         self.variables = Variables()
         self.initialized = False
@@ -190,6 +194,7 @@ class Adopted:
         self.environ = state["environ"]
         self.refresh()
         set_filters(state["filters"])
+        self.forward()
         self.levels.adopt(state["levels"])
         self.variables.set(state["variables"])
         inner_threads.user_environment(state["environ"])
@@ -218,10 +223,22 @@ class Adopted:
             return False
         if self.state:
             self.refresh()
+            self.forward()
             self.levels.refresh()
             self.variables.set(self.state["variables"])
             inner_threads.apply_worker_caps(*self.state["threads"])
         return True
+
+    def forward(self) -> None:
+        """Have warnings and log records forwarded, or not, as the call wants it."""
+        # What is shown once is shown once a call.
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        if self.state["levels"] is not None:
+            self.notes.patch_logging()
+        if self.state["forward"]:
+            self.notes.forward()
+        else:
+            self.notes.keep()
 
     def batch_ended(self) -> None:
         """A batch has ended: show all that its tasks have printed."""
@@ -249,4 +266,3 @@ def set_filters(filters: list[tuple[Any, ...]]) -> None:
         (action, as_pattern(message), category, as_pattern(module), line)
         for action, message, category, module, line in filters
     ]
-    warnings._filters_mutated()  # type: ignore[attr-defined]
