@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastjob.backends.registry import available, register_parallel_backend
     from fastjob.config import effective_n_jobs, parallel_backend, parallel_config
     from fastjob.errors import TaskError, TaskTimeoutError, TerminatedWorkerError
-    from fastjob.interop import register_joblib
+    from fastjob.interop import install_as_joblib, register_joblib, register_ray
     from fastjob.parallel import Parallel
     from fastjob.recording import timeline
     from fastjob.sharing import share
@@ -34,10 +34,12 @@ _HOMES = {
     "cpu_count": "fastjob._core.cpu",
     "delayed": "fastjob._core.delayed",
     "effective_n_jobs": "fastjob.config",
+    "install_as_joblib": "fastjob.interop",
     "parallel_backend": "fastjob.config",
     "parallel_config": "fastjob.config",
     "register_joblib": "fastjob.interop",
     "register_parallel_backend": "fastjob.backends.registry",
+    "register_ray": "fastjob.interop",
     "share": "fastjob.sharing",
     "shutdown": "fastjob.warm",
     "threadpool_info": "fastjob._core.threadpools",
@@ -57,10 +59,12 @@ __all__ = [
     "cpu_count",
     "delayed",
     "effective_n_jobs",
+    "install_as_joblib",
     "parallel_backend",
     "parallel_config",
     "register_joblib",
     "register_parallel_backend",
+    "register_ray",
     "share",
     "shutdown",
     "threadpool_info",

@@ -260,6 +260,52 @@ def test_fastjob_never_imports_joblib_by_itself():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+# In place of joblib
+
+
+def test_joblib_is_replaced_and_comes_back():
+    own = joblib.Parallel, joblib.parallel.Parallel, joblib.delayed
+    installation = fastjob.install_as_joblib()
+    try:
+        from joblib import Parallel, delayed, parallel_config
+
+        assert Parallel is joblib.parallel.Parallel is fastjob.Parallel
+        with parallel_config(n_jobs=2):
+            results = Parallel()(delayed(square)(i) for i in range(4))
+    finally:
+        installation.undo()
+    installation.undo()
+    assert results == [0, 1, 4, 9]
+    assert (joblib.Parallel, joblib.parallel.Parallel, joblib.delayed) == own
+
+
+def test_all_that_is_replaced_exists_in_joblib():
+    from fastjob import interop
+
+    for name in interop.JOBLIB_NAMES:
+        assert hasattr(joblib, name), name
+    for name in interop.JOBLIB_PARALLEL_NAMES:
+        assert hasattr(joblib.parallel, name), name
+
+
+@sklearn_only
+def test_scikit_learn_on_a_replaced_joblib(run_python):
+    done = run_python(
+        "import fastjob\n"
+        "installation = fastjob.install_as_joblib()\n"
+        "from sklearn.utils.parallel import Parallel\n"
+        "from sklearn.datasets import make_classification\n"
+        "from sklearn.linear_model import LogisticRegression\n"
+        "from sklearn.model_selection import cross_val_score\n"
+        "assert issubclass(Parallel, fastjob.Parallel)\n"
+        "x, y = make_classification(random_state=0)\n"
+        "plain = cross_val_score(LogisticRegression(), x, y)\n"
+        "both = cross_val_score(LogisticRegression(), x, y, n_jobs=2)\n"
+        "print((plain == both).all())"
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 # scikit-learn
 
 

@@ -7,7 +7,9 @@ import leaks
 import pytest
 from cluster_tasks import ClusterTests, pid, square
 
+import fastjob
 from fastjob import Parallel, delayed
+from fastjob.backends import registry
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -57,3 +59,20 @@ def test_remote_args_reach_ray(cluster):
     assert runner(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
     with pytest.raises(ValueError, match="ray_remote_args"):
         Parallel(backend="ray", ray_remote_args={"nonsense": 2})([delayed(pid)(0)] * 2)
+
+
+def test_it_can_be_registered_by_another_name(cluster, monkeypatch):
+    monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
+    fastjob.register_ray("our cluster")
+    runner = Parallel(n_jobs=2, backend="our cluster")
+    assert runner(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_an_address_without_a_cluster_is_an_error(run_python):
+    done = run_python(
+        "import os\n"
+        "os.environ['RAY_ADDRESS'] = '127.0.0.1:1'\n"
+        "import fastjob\n"
+        "fastjob.register_ray()"
+    )
+    assert "ClusterError: no ray cluster answers at RAY_ADDRESS" in done.stderr

@@ -7,6 +7,11 @@ run.  So there is nothing to lease and nothing to steal here, and the window of
 - **Batches by the tuner.**  A scheduler takes about a millisecond for each thing that
   it is given, for the whole cluster; so a batch shall last `BATCH_NS`, and longer the
   more workers there are (`PER_WORKER_NS`).
+- **A slow start.**  At first nobody knows how many tasks a batch should have.  A window
+  full of single tasks would keep the scheduler of 10,000 workers busy for 20 seconds;
+  so `FIRST_BATCHES` are in flight until the size has stopped growing, and as many more
+  whenever `RAMP_SECONDS` have passed without a result, which is as many as a scheduler
+  can take in that time.
 - **One payload a batch.**  Tasks are pickled one by one when they are taken from the
   input; callables once a call.  The scheduler only sees bytes.
 - **Large arguments once.**  A large argument that is met for the second time, by its
@@ -75,6 +80,10 @@ BATCH_NS = 100_000_000
 PER_WORKER_NS = 2_000_000
 # What the tuner's own batches last.
 TUNER_NS = 10_000_000
+# What is sent before the first result, and how long that is waited for before as much
+# is sent again.
+FIRST_BATCHES = 64
+RAMP_SECONDS = 0.05
 # How often a single task may be lost.
 MOST_LOSSES = 3
 
@@ -314,6 +323,7 @@ class Session:
         workers = min(call.n_jobs, transport.n_workers)
         aim = max(BATCH_NS, workers * PER_WORKER_NS)
         self.longer = aim / TUNER_NS
+        self.steady = call.batch_size > 0  # the size of batches has stopped growing
         self.jobs: dict[int, Any] = {}
         self.parts = Parts(
             transport.put, call.max_nbytes, call.options.get("scatter") or ()
@@ -343,7 +353,11 @@ class Session:
     def learn(self, n_tasks: int, busy_ns: int, n_bytes: int) -> None:
         """Tell the tuner how long a batch took on its worker."""
         longer = self.longer
-        self.tuner.record(n_tasks, int(busy_ns / longer), int(n_bytes / longer))
+        tuner = self.tuner
+        before = tuner.size
+        tuner.record(n_tasks, int(busy_ns / longer), int(n_bytes / longer))
+        if tuner.seen >= tuner.probe and tuner.size < 2 * before:
+            self.steady = True
 
     def compute_batch_size(self) -> int:
         """Return how many tasks the next batch should hold."""
@@ -406,6 +420,25 @@ class ClusterEngine(CallbackEngine):
         super().__init__(self.session, call)
         self.make_calls = _Maker(self.session)
         self.losses: dict[int, int] = {}
+        self.first_batches = FIRST_BATCHES
+
+    def _waits_for_first(self) -> bool:
+        """Whether more batches wait until it is known how long they should be."""
+        return not self.session.steady and len(self.in_flight) >= self.first_batches
+
+    def _room(self) -> int:
+        return 0 if self._waits_for_first() else super()._room()
+
+    def _patience(self) -> float | None:
+        patience = super()._patience()
+        if not self._waits_for_first():
+            return patience
+        return RAMP_SECONDS if patience is None else min(patience, RAMP_SECONDS)
+
+    def _give_up(self) -> _Batch | None:
+        if self._waits_for_first():
+            self.first_batches += FIRST_BATCHES
+        return super()._give_up()
 
     def _wait(self) -> _Batch | None:
         if self.ready.empty():

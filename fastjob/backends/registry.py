@@ -66,6 +66,7 @@ class LazyFactory:
 
 
 _processes = LazyFactory("fastjob.backends.processes", "ProcessBackend")
+RAY = LazyFactory("fastjob.backends.ray", "RayBackend", ("ray",), "ray")
 
 #: Factories of backends by name; what `register_parallel_backend` writes.
 BACKENDS: dict[str, Callable[..., ParallelBackendBase]] = {
@@ -79,7 +80,7 @@ BACKENDS: dict[str, Callable[..., ParallelBackendBase]] = {
     "dask": LazyFactory(
         "fastjob.backends.dask", "DaskBackend", ("dask", "distributed"), "dask"
     ),
-    "ray": LazyFactory("fastjob.backends.ray", "RayBackend", ("ray",), "ray"),
+    "ray": RAY,
 }
 
 DEFAULT_BACKEND = "processes"

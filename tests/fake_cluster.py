@@ -1,0 +1,132 @@
+"""Transports of the cluster engine without a cluster."""
+
+from __future__ import annotations
+
+import heapq
+from contextlib import nullcontext
+
+from fastjob._core.pickling import dumps
+from fastjob.backends.cluster import ClusterCalls, Lost, run_batch
+
+
+class InlineTransport:
+    """Runs each batch when the engine waits for one; loses those that it is told to."""
+
+    n_workers = 2
+
+    def __init__(self, lose=()):
+        self.queue = []
+        self.sent = []
+        self.values = []
+        self.cancelled = []
+        self.closed = 0
+        self.lose = lose
+
+    def submit(self, payload, shared, done):
+        calls = ClusterCalls.arrived(payload, tuple(shared))
+        indices = range(calls.first, calls.first + len(calls.items))
+        self.sent.append((indices, len(payload)))
+        job = [payload, shared, done, indices]
+        self.queue.append(job)
+        return job
+
+    def fetch(self, job):
+        if any(index in self.lose for index in job[3]):
+            raise Lost("the worker was struck by lightning")
+        return run_batch(job[0], *job[1])
+
+    def put(self, value):
+        self.values.append(value)
+        return value
+
+    def cancel(self, jobs):
+        self.cancelled += jobs
+
+    def block(self, jobs, timeout):
+        if self.queue:
+            job = self.queue.pop(0)
+            job[2](job)
+
+    def waiting(self):
+        return nullcontext()
+
+    def close(self):
+        self.closed += 1
+
+
+class SimulatedTransport:
+    """A cluster in virtual time: workers, and a scheduler that is one server.
+
+    Nothing is run: a batch lasts as long as its tasks are said to, and each result is
+    None.  The clock only moves while the engine waits.
+
+    Parameters
+    ----------
+    n_workers : int
+    task_seconds : float
+    scheduler_seconds : float
+        What the scheduler needs for one batch; it serves one at a time.
+    latency : float
+        Seconds from the scheduler to a worker, and from the worker to the caller.
+    """
+
+    def __init__(self, n_workers, task_seconds, scheduler_seconds=0.001, latency=0.005):
+        self.n_workers = n_workers
+        self.task_seconds = task_seconds
+        self.scheduler_seconds = scheduler_seconds
+        self.latency = latency
+        self.now = 0.0
+        self.scheduler_free = 0.0
+        self.workers_free = [0.0] * n_workers
+        self.busy = 0.0
+        self.events = []
+        self.n_batches = 0
+        self.bytes = 0
+
+    def submit(self, payload, shared, done):
+        n_tasks = len(ClusterCalls.arrived(payload, tuple(shared)).items)
+        self.n_batches += 1
+        self.bytes += len(payload)
+        self.scheduler_free = (
+            max(self.now, self.scheduler_free) + self.scheduler_seconds
+        )
+        start = max(
+            heapq.heappop(self.workers_free), self.scheduler_free + self.latency
+        )
+        end = start + n_tasks * self.task_seconds
+        heapq.heappush(self.workers_free, end)
+        self.busy += end - start
+        job = (n_tasks, end - start)
+        heapq.heappush(self.events, (end + self.latency, self.n_batches, done, job))
+        return job
+
+    def fetch(self, job):
+        n_tasks, seconds = job
+        return [NONE] * n_tasks, [], (0, 0, int(seconds * 1e9))
+
+    def put(self, value):
+        return value
+
+    def cancel(self, jobs):
+        self.events.clear()
+
+    def block(self, jobs, timeout):
+        if timeout is not None and self.events[0][0] > self.now + timeout:
+            self.now += timeout
+        elif self.events:
+            self.now, _, done, job = heapq.heappop(self.events)
+            done(job)
+
+    def waiting(self):
+        return nullcontext()
+
+    def close(self):
+        pass
+
+    @property
+    def efficiency(self):
+        """Share of the time in which the workers were busy."""
+        return self.busy / (self.n_workers * self.now)
+
+
+NONE = dumps(None)
