@@ -10,6 +10,7 @@ from cluster_tasks import ClusterTests, pid, square
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob.backends import registry
+from fastjob.errors import ClusterError
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -68,11 +69,12 @@ def test_it_can_be_registered_by_another_name(cluster, monkeypatch):
     assert runner(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 
-def test_an_address_without_a_cluster_is_an_error(run_python):
-    done = run_python(
-        "import os\n"
-        "os.environ['RAY_ADDRESS'] = '127.0.0.1:1'\n"
-        "import fastjob\n"
-        "fastjob.register_ray()"
-    )
-    assert "ClusterError: no ray cluster answers at RAY_ADDRESS" in done.stderr
+def test_a_cluster_that_does_not_answer_is_an_error(monkeypatch):
+    def refuse(**options):
+        raise ConnectionError(f"nobody at {options['address']}")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ClusterError, match="no ray cluster answers at RAY_ADDRESS="):
+        fastjob.register_ray()
