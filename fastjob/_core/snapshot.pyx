@@ -15,13 +15,17 @@ What is compared, and how:
 - numbers, strings, ``bytes``, ``None``, functions, classes, modules: immutable, or
   pickled by name.
 
+A dict that belongs to nobody's attributes is not compared member by member where
+CPython numbers the changes of every dict (up to 3.13) and the number is the same.
+The numbers are trusted only after they have been seen to change with every operation.
+
 Anything else keeps its state where Python cannot see it (an extension type, an
 array): then no snapshot is taken, and the owner pickles again and compares the bytes.
 """
 
 cimport cython
 from cpython.dict cimport PyDict_Next, PyDict_Size
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 
 import types
@@ -34,6 +38,47 @@ cdef frozenset LEAVES = frozenset({
 cdef enum:
     HEAP_TYPE = 1 << 9      # Py_TPFLAGS_HEAPTYPE: made by a class statement
     MOST_PARTS = 1 << 16    # containers; more would cost more than pickling again
+
+
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED)
+    #if defined(__GNUC__)
+    #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    #endif
+    static inline unsigned long long fj_changes(PyObject *d)
+    { return (unsigned long long)((PyDictObject *)d)->ma_version_tag; }
+    #else
+    static inline unsigned long long fj_changes(PyObject *d)
+    { (void)d; return 0; }
+    #endif
+    static inline int fj_same_members(PyObject *a, PyObject *b, Py_ssize_t n)
+    { return n == 0 || memcmp(((PyListObject *)a)->ob_item,
+                              ((PyListObject *)b)->ob_item,
+                              (size_t)n * sizeof(PyObject *)) == 0; }
+    """
+    unsigned long long fj_changes(dict d) noexcept
+    bint fj_same_members(list a, list b, Py_ssize_t n) noexcept
+
+
+cdef bint changes_are_numbered() except -1:
+    """Whether every way of changing a dict gives it a number it never had."""
+    cdef dict d = {1: object(), 2: object(), 3: object(), "a": 1}
+    cdef set seen = {fj_changes(d)}
+    cdef int steps = 0
+    for change in (
+        lambda: d.__setitem__(1, object()), lambda: d.__setitem__(9, object()),
+        lambda: d.pop(9), lambda: d.__delitem__(1), lambda: d.popitem(),
+        lambda: d.update({2: object()}), lambda: d.setdefault(7, object()),
+        lambda: d.__ior__({8: object()}), lambda: d.clear(),
+    ):
+        change()
+        steps += 1
+        seen.add(fj_changes(d))
+    return len(seen) == steps + 1
+
+
+cdef bint numbered = changes_are_numbered()
 
 
 class Opaque(Exception):
@@ -87,6 +132,7 @@ cdef class Snapshot:
 
     def __init__(self, obj):
         self.parts = []
+        self.owned = set()
         self.kinds = {}
         stack = [obj]
         seen = set()
@@ -111,9 +157,11 @@ cdef class Snapshot:
             stack.extend(x for x in <tuple>obj if type(x) not in LEAVES)
             return 0
         elif kind is dict:
-            copy = dict(<dict>obj)
-            stack.extend(x for x in (<dict>copy).values() if type(x) not in LEAVES)
-            stack.extend(x for x in <dict>copy if type(x) not in LEAVES)
+            copy = [dict(<dict>obj), 0]
+            if numbered and id(obj) not in self.owned:
+                (<list>copy)[1] = fj_changes(<dict>obj)
+            stack.extend(x for x in (<dict>obj).values() if type(x) not in LEAVES)
+            stack.extend(x for x in <dict>obj if type(x) not in LEAVES)
         elif kind is set:
             copy = set(obj)
             stack.extend(x for x in <set>copy if type(x) not in LEAVES)
@@ -131,6 +179,8 @@ cdef class Snapshot:
             if own is not None:
                 if type(own) is not dict:
                     raise Opaque
+                # Attributes can be set without a change of the dict's number.
+                self.owned.add(id(own))
                 stack.append(own)
             slots = self.kinds[kind]
             if not slots:
@@ -147,13 +197,18 @@ cdef class Snapshot:
 
     cdef bint unchanged(self) except -1:
         """Whether the object is still made of the same objects."""
-        cdef object obj, kind, copy
+        cdef object obj, kind, copy, number
         for obj, kind, copy in self.parts:
             if type(obj) is not kind:
                 return False
             if kind is dict:
-                if not same_dict(<dict>obj, <dict>copy):
+                number = (<list>copy)[1]
+                if number and fj_changes(<dict>obj) == number:
+                    continue
+                if not same_dict(<dict>obj, <dict>(<list>copy)[0]):
                     return False
+                if number:
+                    (<list>copy)[1] = fj_changes(<dict>obj)
             elif kind is list:
                 if not same_list(<list>obj, <list>copy):
                     return False
@@ -185,13 +240,8 @@ LEAVES |= {object}
 
 
 cdef bint same_list(list now, list then) noexcept:
-    cdef Py_ssize_t i, n = PyList_GET_SIZE(then)
-    if PyList_GET_SIZE(now) != n:
-        return False
-    for i in range(n):
-        if PyList_GET_ITEM(now, i) is not PyList_GET_ITEM(then, i):
-            return False
-    return True
+    cdef Py_ssize_t n = PyList_GET_SIZE(then)
+    return PyList_GET_SIZE(now) == n and fj_same_members(now, then, n)
 
 
 cdef bint same_dict(dict now, dict then) noexcept:
