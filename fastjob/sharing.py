@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypeVar
 
     T = TypeVar("T")
-    _Base = Generic[T]
-else:
-    _Base = type("_Base", (), {"__class_getitem__": classmethod(lambda cls, _: cls)})
+else:  # importing fastjob does not import typing
+    T = None
+    Generic = type(
+        "Generic", (), {"__class_getitem__": classmethod(lambda cls, _: cls)}
+    )
 
 __all__ = ["share"]
 
@@ -30,7 +32,7 @@ _shared: dict[int, Any] = {}  # id -> Constant, for the process engine
 _live: set[int] = set()  # their numbers
 
 
-class share(_Base["T"]):  # noqa: N801 - used like a function
+class share(Generic[T]):
     """Share an object with the workers of all calls to come.
 
     While it is shared, a task that has the object as an argument gets a copy that its

@@ -152,7 +152,7 @@ def test_three_levels_on_two_cores_never_have_more_than_four_busy_threads(cores)
     assert most <= 4
 
 
-# -- inside somebody else's workers ------------------------------------------------------
+# -- inside somebody else's workers ----------------------------------------------------
 
 
 def in_daemon(queue):

@@ -114,14 +114,10 @@ def test_a_worker_that_replaces_a_dead_one_gets_the_object_too(processes):
 def test_threads_and_loops_get_the_object_itself(backend):
     obj = Counted(4)
     with share(obj):
-        got = Parallel(n_jobs=2, backend=backend)(
-            delayed(id)(obj) for _ in range(3)
-        )
+        got = Parallel(n_jobs=2, backend=backend)(delayed(id)(obj) for _ in range(3))
     assert got == [id(obj)] * 3
 
 
 def test_what_cannot_be_pickled_is_refused_at_once():
     with pytest.raises(errors.TaskPicklingError, match="generator"):
         share(i for i in range(3))
-
-

@@ -66,8 +66,8 @@ cdef class Call:
                  bint return_errors=False, int retries=0, bint ordered=True,
                  long long max_nbytes=1 << 20, mmap_mode="r", temp_folder=None,
                  inner_max_num_threads=None, nested=None, bint show_values=True,
-                 bint forward_logs=True, on_batch=None, double report_interval=0.0, timeline=None,
-                 options=None):
+                 bint forward_logs=True, on_batch=None, double report_interval=0.0,
+                 timeline=None, options=None):
         self.n_jobs = n_jobs
         self.batch_size = batch_size
         self.ahead = ahead

@@ -8,7 +8,11 @@ from fastjob._core.wake import Wake
 
 class Dispatcher:
     def __init__(
-        self, call: Call, pool: Any, capture: Capture, state: bytes,
+        self,
+        call: Call,
+        pool: Any,
+        capture: Capture,
+        state: bytes,
         live: set[int] | None = None,
     ) -> None: ...
     def run(self, tasks: Iterator[Any]) -> list[Any]: ...

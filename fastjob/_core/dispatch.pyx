@@ -93,7 +93,6 @@ def _note_fork():
 register_at_fork(after_in_child=_note_fork)
 
 
-
 @cython.final
 cdef class Dispatcher:
     """Run one call.
@@ -715,7 +714,6 @@ cdef class Dispatcher:
     def replace(self, Peer peer):
         """Put a new worker in the place of one that has ended."""
         cdef list fresh = []
-        cdef Peer other
         self.changed = True
         self.losses += 1
         self.note("death", peer, f"worker process {peer.slot.pid} ended")

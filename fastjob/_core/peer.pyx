@@ -14,9 +14,10 @@ from fastjob._core.capture cimport Constant
 from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.segments cimport Store
+from fastjob._core.status cimport take_back as claim_back
 from fastjob._core.status cimport (
     EXITED, FORK_FAILED, StatusPage, claim_end, claim_next, claim_word, fj_load,
-    fj_store, take_back,
+    fj_store,
 )
 from fastjob._core.wire cimport (
     BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, MIXED, RESET, STATE, Channel, Header,
@@ -100,7 +101,8 @@ cdef class Peer:
 
         Not before: it may hold an array on it, in a variable of its own, to the last.
         """
-        if not surely_dead and self.slot.life != EXITED and self.slot.life != FORK_FAILED:
+        if not (surely_dead or self.slot.life == EXITED
+                or self.slot.life == FORK_FAILED):
             return False
         self.link.close()
         return True
@@ -130,7 +132,7 @@ cdef class Peer:
         for batch in reversed(self.batches):
             if want == 0:
                 break
-            got = take_back(&self.slot.claim[batch.number & 1], want)
+            got = claim_back(&self.slot.claim[batch.number & 1], want)
             if got:
                 want -= got
                 parts.append(batch.tail(batch.size() - got))
@@ -140,7 +142,7 @@ cdef class Peer:
         """See that the worker begins no task any more."""
         cdef Batch batch
         for batch in self.batches:
-            take_back(&self.slot.claim[batch.number & 1], 0xFFFFFFFF)
+            claim_back(&self.slot.claim[batch.number & 1], 0xFFFFFFFF)
 
     def poll_closed(self):
         """Whether the worker has closed its end while it was idle."""

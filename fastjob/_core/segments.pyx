@@ -2,8 +2,9 @@
 
 A *region* is a large, sparse, anonymous file, mapped once by its owner and once by
 each process that receives blocks of it: a memfd, or an unlinked file where a folder is
-named, where there is no memfd, and where ``FASTJOB_MEMFD=0`` says so.  A *block* is a piece of a region that holds one
-buffer.  The *store* carves blocks out of regions, fills them and takes them back.
+named, where there is no memfd, and where ``FASTJOB_MEMFD=0`` says so.  A *block* is a
+piece of a region that holds one buffer.  The *store* carves blocks out of regions,
+fills them and takes them back.
 Who may still be reading a block in another process is the business of the module
 ``lending``; here a block is in use for as long as its `Block` object lives.
 

@@ -14,7 +14,7 @@ cdef enum Kind:
     RESET = 5       # forget every constant
     # worker to caller
     REPLY = 16      # number: of the batch; count: results; stamp: busy ns; body
-    NOTE = 17       # body: what a task has to say (`_pool/notes.py`); within a batch only
+    NOTE = 17       # body: what a task says (`_pool/notes.py`); within a batch only
     KIND_LIMIT = 18
 
 

@@ -14,13 +14,13 @@ import sys
 import warnings
 
 from fastjob import inner_threads
-from fastjob.active import configuration
 from fastjob._core.pickling import dumps, loads
 from fastjob._pool.levels import LevelKeeper, capture_levels
 from fastjob._pool.lines import flush_all
 from fastjob._pool.memory import store_for
 from fastjob._pool.modules import ModuleWatch
 from fastjob._pool.notes import Notes
+from fastjob.active import configuration
 from fastjob.variables import Variables, capture_variables
 
 TYPE_CHECKING = False
