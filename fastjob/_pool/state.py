@@ -187,11 +187,13 @@ class Adopted:
         self.initialized = False
         self.state: dict[str, Any] = {}
         self.environ: dict[str, str] = {}
+        self.raw_environ: dict[Any, Any] = {}
 
     def adopt(self, data: bytes) -> Settings:
         """Take over a new state; the settings of the worker's loop."""
         state = self.state = loads(data)
         self.environ = state["environ"]
+        self.raw_environ = {}  # not what it should be any more
         self.refresh()
         set_filters(state["filters"])
         self.forward()
@@ -201,6 +203,7 @@ class Adopted:
         inner_threads.set_core_budget(state["share"])
         inner_threads.apply_worker_caps(*state["threads"])
         self.environ = dict(os.environ)  # with the caps
+        self.raw_environ = os.environ._data.copy()  # type: ignore[attr-defined]
         if state["nested"] is not None:
             configuration.set(state["nested"])
         for name in state["preload"]:
@@ -247,12 +250,15 @@ class Adopted:
     def refresh(self) -> None:
         """Undo what tasks did to the environment, the path and the directory."""
         environ = self.environ
-        if os.environ != environ:
+        # Compared as os.environ holds it: decoding costs more than a tiny call.
+        raw = os.environ._data  # type: ignore[attr-defined]
+        if raw != self.raw_environ:
             for name in [n for n in os.environ if n not in environ]:
                 del os.environ[name]
             for name, value in environ.items():
                 if os.environ.get(name) != value:
                     os.environ[name] = value
+            self.raw_environ = raw.copy()
         if sys.path != self.state["path"]:
             sys.path[:] = self.state["path"]
         cwd = self.state["cwd"]
