@@ -138,7 +138,12 @@ class Pool:
 
     def _part(self) -> None:
         """See which of the workers that were to end have ended."""
-        self._leaving = [peer for peer in self._leaving if not peer.part()]
+        # A worker without a nursery has died with it, and nobody is left to say so.
+        self._leaving = [
+            peer
+            for peer in self._leaving
+            if not peer.part(surely_dead=self._home(peer) is None)
+        ]
 
     def _fork(self, nursery: Starter, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
