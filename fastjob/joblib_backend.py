@@ -108,7 +108,7 @@ class FastjobBackend(ParallelBackendBase):  # type: ignore[misc]
                 ordered=False,
                 **self._call_options,
             )
-            service = self._service = Service(ProcessEngine(call).run_into, self._learn)
+            service = self._service = Service(ProcessEngine(call).feeder, self._learn)
         future = service.submit(func)
         future.n_tasks = len(func) if hasattr(func, "__len__") else 1  # type: ignore[attr-defined]
         if callback is not None:

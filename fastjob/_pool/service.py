@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fastjob._core.results import ResultStream
     from fastjob._core.wake import Wake
 
-    RunInto = Callable[[Iterator[Any], ResultStream, Wake], None]
+    Feeder = Callable[[Any], Callable[[ResultStream, Wake], None]]
 
 
 class Feed:
@@ -76,9 +76,9 @@ class Service:
 
     Parameters
     ----------
-    run_into : callable
-        ``run_into(tasks, stream, wake)`` of an engine whose call returns errors and
-        takes one task a batch.
+    feeder : callable
+        ``feeder(tasks)`` of an engine whose call returns errors and takes one task a
+        batch; what it returns is called with a stream and its wake.
     on_time : callable, optional
         Called with a future and the nanoseconds that its callable ran, before the
         future is completed.
@@ -86,12 +86,12 @@ class Service:
 
     def __init__(
         self,
-        run_into: RunInto,
+        feeder: Feeder,
         on_time: Callable[[Future[Any], int], object] | None = None,
     ) -> None:
-        self.run_into = run_into
         self.on_time = on_time
         self.feed = Feed()
+        self.run_into = feeder(self.feed)
         self.lock = Lock()
         self.pending: dict[int, Future[Any]] = {}  # guarded by lock
         self.submitted = 0  # guarded by lock
@@ -150,7 +150,7 @@ class Service:
 
     def _dispatch(self, stream: ResultStream, wake: Wake) -> None:
         self.pump_thread = get_ident()
-        self.run_into(self.feed, stream, wake)
+        self.run_into(stream, wake)
 
     def _complete(self, results: Iterator[Any]) -> None:
         end: BaseException = RuntimeError(

@@ -16,7 +16,7 @@ from fastjob.backends.base import ParallelBackendBase, count_workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, ClassVar
 
     from fastjob._core.call import Call
@@ -50,19 +50,19 @@ class ProcessEngine:
 
     def stream(self, tasks: Iterator[Any]) -> Iterator[Any]:
         """Start the tasks; an iterator over the results."""
+        return Pump(self.call.ordered).start(self.feeder(tasks))
 
-        def work(results: ResultStream, wake: Wake) -> None:
-            self.run_into(tasks, results, wake)
-
-        return Pump(self.call.ordered).start(work)
-
-    def run_into(self, tasks: Iterator[Any], results: ResultStream, wake: Wake) -> None:
-        """Run all tasks in this thread, handing results to a stream."""
+    def feeder(self, tasks: Iterator[Any]) -> Callable[[ResultStream, Wake], None]:
+        """What runs all tasks into a stream, in the state that holds now."""
         dispatcher = self._dispatcher()
-        try:
-            dispatcher.run_into(tasks, results, wake)
-        finally:
-            tidy()
+
+        def feed(results: ResultStream, wake: Wake) -> None:
+            try:
+                dispatcher.run_into(tasks, results, wake)
+            finally:
+                tidy()
+
+        return feed
 
 
 class ProcessBackend(ParallelBackendBase):
