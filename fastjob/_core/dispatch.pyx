@@ -163,9 +163,11 @@ cdef class Dispatcher:
         """Give the peers back, without anything of this call in them."""
         cdef Peer peer
         for peer in self.peers:
-            if peer.lost or peer.batches or not peer.fresh:
+            if peer.lost or peer.batches:
                 continue
-            if self.capture.bytes_pickled > 65536:
+            if not peer.fresh:
+                peer.introduce(self.state)
+            elif self.capture.bytes_pickled > 65536:
                 peer.reset()
         self.pool.release(self.peers)
 

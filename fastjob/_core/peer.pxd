@@ -31,6 +31,8 @@ cdef class Peer:
     cdef list take_back(self, uint32_t want)
     cdef int define(self, Constant constant, Store store) except -1
     cdef int send(self, Batch batch, bytes state, Store store) except -1
+    cdef int adopt(self, bytes state) except -1
+    cdef int introduce(self, bytes state) except -1
     cdef int forget_constant(self, uint32_t number) except -1
     cdef int forget_unshared(self, set live) except -1
     cdef int reset(self) except -1

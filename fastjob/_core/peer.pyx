@@ -198,11 +198,7 @@ cdef class Peer:
         if not self.fresh:
             self.fresh = True
             self.channel.put(RESET, 0, 0, 0, 0, 0, NULL, 0, None)
-            if self.state != state:
-                self.channel.put(STATE, 0, 0, 0, 0, 0,
-                                 PyBytes_AS_STRING(state),
-                                 PyBytes_GET_SIZE(state), None)
-            self.state = state
+            self.adopt(state)
         if batch.refs is not None:
             for refs in batch.refs:
                 if refs is not None:
@@ -251,6 +247,21 @@ cdef class Peer:
                          PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
                          self.link.take_fds())
         self.flush()
+        return 0
+
+    cdef int adopt(self, bytes state) except -1:
+        """Tell the worker of the caller's state, unless it knows it."""
+        if self.state != state:
+            self.channel.put(STATE, 0, 0, 0, 0, 0, PyBytes_AS_STRING(state),
+                             PyBytes_GET_SIZE(state), None)
+        self.state = state
+        return 0
+
+    cdef int introduce(self, bytes state) except -1:
+        """Tell a new worker that got no work, too: how long to wait for some, say."""
+        if self.state is None:
+            self.adopt(state)
+            self.flush()
         return 0
 
     cdef int forget_constant(self, uint32_t number) except -1:
