@@ -134,12 +134,14 @@ def why_none() -> str | None:
     except OSError as error:
         return f"no sockets: {error.strerror}"
     try:
-        os.posix_spawn("", ["no program"], {})
+        pid = os.posix_spawn("", ["no program"], {})
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"no process can be started: {error.strerror}"
-    raise AssertionError("a program without a name was started")
+    # Under an emulator the child itself finds out, and ends.
+    os.waitpid(pid, 0)
+    return None
 
 
 class Starter:
