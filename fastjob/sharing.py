@@ -23,7 +23,7 @@ else:  # importing fastjob does not import typing
 
 __all__ = ["share"]
 
-#: Numbers of shared objects; those of a call's own constants lie below.
+#: Numbers of shared objects have this bit (`is_lasting` in ``_core/wire.pxd``).
 FIRST_NUMBER = 1 << 31
 
 _lock = allocate_lock()

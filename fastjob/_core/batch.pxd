@@ -29,5 +29,6 @@ cdef class Batch:
     cdef int64_t index(self, Py_ssize_t at) except -1
     cdef Batch tail(self, Py_ssize_t start)
     cdef Batch only(self, Py_ssize_t at)
+    cdef tuple described(self, Py_ssize_t at, bint show_values)
     cdef int separate(self) except -1
     cdef int take_refs(self, list refs, list blocks) except -1

@@ -10,6 +10,8 @@ cimport cython
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int64_t
 
+from fastjob._core.capture cimport Constant
+
 
 @cython.final
 cdef class Batch:
@@ -78,3 +80,23 @@ cdef class Batch:
                 self.blocks = [None] * before
             self.blocks.append(blocks)
         return 0
+
+    cdef tuple described(self, Py_ssize_t at, bint show_values):
+        """Function and arguments of a task, shortened, for an error to name it."""
+        from fastjob import failure, peek
+
+        cdef Constant c = (
+            self.function if self.functions is None else self.functions[at])
+        f = None if c is None else c.value
+        item = self.items[at]
+        kwargs = {}
+        if self.column:
+            args = (item,)
+        elif type(item) is tuple:
+            args = item
+        else:
+            refs = {}
+            for c in (self.refs[at] if self.refs is not None else None) or ():
+                refs[c.number] = c.value
+            f, args, kwargs = peek.task(item, f, refs)
+        return failure.shorten_parts(f, args, kwargs, show_values)

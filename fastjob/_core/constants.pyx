@@ -10,8 +10,7 @@ that cannot be imported there) is that task's error.
 from libc.stdint cimport uint32_t
 
 from fastjob._core.pickling cimport load
-
-cdef uint32_t FIRST_LASTING = <uint32_t>1 << 31    # as in fastjob/sharing.py
+from fastjob._core.wire cimport is_lasting
 
 cdef dict pickled = {}
 cdef dict loaded = {}
@@ -33,7 +32,7 @@ cdef int reset() except -1:
     """Forget what belongs to one call."""
     cdef dict table
     for table in (pickled, loaded):
-        for number in [n for n in table if n < FIRST_LASTING]:
+        for number in [n for n in table if not is_lasting(n)]:
             del table[number]
     return 0
 

@@ -9,6 +9,7 @@ from fastjob._core.autobatch cimport AutoBatch
 from fastjob._core.batch cimport Batch
 from fastjob._core.capture cimport Capture, Constant, plain
 from fastjob._core.libc cimport now_ns
+from fastjob._core.wire cimport LONG_BODY
 
 from types import MethodType, ModuleType
 
@@ -21,8 +22,7 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *o)
 
 cdef enum:
-    # What a batch may hold, in the stream and in newly copied buffers.
-    LONG_BODY = 256 << 10
+    # What a batch may hold in newly copied buffers; in its stream, a `LONG_BODY`.
     COPIED_BYTES = 16 << 20
 
 #: What an input gives that has no task at the moment and will have more: the loop

@@ -20,7 +20,8 @@ from fastjob._core.status cimport (
     fj_store,
 )
 from fastjob._core.wire cimport (
-    BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, MIXED, RESET, STATE, Channel, Header,
+    BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, LONG_BODY, MIXED, RESET, STATE,
+    Channel, Header, is_lasting,
 )
 
 import pickle
@@ -28,14 +29,6 @@ import pickle
 from fastjob._core.wire import WireError
 
 cdef object dumps = pickle.dumps
-
-cdef enum:
-    # A pickle from this size on goes through shared memory: the copies into and out of
-    # the socket's buffer cost more than those of a warm block from about here on.
-    LONG_BODY = 256 << 10
-
-
-cdef uint32_t FIRST_LASTING = <uint32_t>1 << 31    # as in fastjob/sharing.py
 
 
 cdef list in_block(bytes data, Store store):
@@ -160,7 +153,7 @@ cdef class Peer:
         cdef bytes tokens
         if constant is None:
             return 0
-        known = self.lasting if constant.number >= FIRST_LASTING else self.known
+        known = self.lasting if is_lasting(constant.number) else self.known
         if constant.number in known:
             return 0
         if constant.needs:

@@ -17,24 +17,8 @@ Guarantees
 * A task sees the context variables of the caller, and nobody else's changes to them.
 * References to a task are dropped before its result can be seen.
 
-Who owns what
--------------
-The fields below `lock` are guarded by it; it is a leaf lock (see locks.pxd), so no
-user code runs under it.  The iterator belongs to the thread that has set `pulling`.
-The order of locks is: engine, stream of results; engine, pool.
-
-Whom to wake
-------------
-Only one sleeper is on its way at any time (`waking`), and each thread that leaves the
-lock to do something long (run a task, call the input) looks first whether there is
-work for one more; so threads wake one another in a chain, as far as there is work.
-With tiny tasks the interpreter lets one thread run for milliseconds; the others then
-cost one wake-up each and not one a task.  Why no work is left lying while threads
-sleep: work appears when a task is taken, when one completes, when the reader makes
-room.  In the first two cases a thread of the engine holds the lock right then and,
-before it leaves for long, either takes the work itself or wakes a sleeper, unless one
-is on its way, and that one looks for work too when it gets the lock.  For the third
-see results.pyx.
+Here is what the caller and the threads do.  What they share, who may touch it when, and
+why no work is left lying while threads sleep, is in board.pyx.
 
 Timeouts
 --------
@@ -61,20 +45,19 @@ import time
 from _thread import get_native_id
 from contextvars import copy_context
 
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF
 from cython cimport final
 
+from fastjob._core.board cimport Board
 from fastjob._core.call cimport Call
 from fastjob._core.delayed cimport as_task, run_task
-from fastjob._core.locks cimport (
-    PyThread_type_lock, await_bell, free_lock, lock_leaf, new_leaf, ring, unlock_leaf,
-)
-from fastjob._core.pace cimport Pace, pace_due, pace_start
+from fastjob._core.locks cimport await_bell, lock_leaf, unlock_leaf
+from fastjob._core.pace cimport pace_due
+from fastjob._core.pending cimport Pending, pending_put, pending_take
 from fastjob._core.results cimport ResultIterator, ResultStream, handle_pending
 from fastjob._core.spans cimport Spans
-from fastjob._core.warm_threads cimport Service, WarmThread, current_epoch, lease
+from fastjob._core.warm_threads cimport WarmThread, current_epoch
 
 from fastjob.budget import has_share, share_with
 from fastjob.errors import TaskError
@@ -96,27 +79,12 @@ cdef double SLOW_INPUT = 0.0002
 cdef enum:
     MEASURE_EVERY = 8
 
-cdef double IDLE_TIMEOUT = 300.0
-
 # Stands for "no result".
 cdef object NOTHING = object()
 
-# Answers of `choose`.
-cdef enum:
-    NOBODY
-    SLEEPER
-    NEWCOMER
-
-
-# A task that has been taken from the input and not started.
-cdef struct Pending:
-    void *task           # a reference, owned by the queue
-    long long index
-    int attempt          # 1 for the first
-
 
 @final
-cdef class ThreadEngine(Service):
+cdef class ThreadEngine(Board):
     """Runs one call in threads.
 
     Parameters
@@ -128,71 +96,20 @@ cdef class ThreadEngine(Service):
     """
 
     # Fixed before the first thread is leased.
-    cdef Call call
     cdef object enter
     cdef object context
-    cdef ResultStream results
-    cdef long long window        # tasks taken and not completed; 0 is no limit
-    cdef bint bounded            # whether the reader of the results limits it too
     cdef bint timed
     cdef double timeout
-    cdef object on_batch
-    cdef double idle_timeout
     cdef long long epoch
 
-    # Belongs to whoever has set `pulling`.
-    cdef object iterator
-
     # Guarded by lock.
-    cdef PyThread_type_lock lock
-    cdef bint pulling            # a thread is inside the input
-    cdef bint exhausted          # the input has nothing more
-    cdef bint stopped            # no task is to be started any more
-    cdef bint reporting          # a thread is inside on_batch
-    cdef Pace pace               # when the next report is due
-    cdef bint was_slow           # at the last measurement
-    cdef long long taken         # tasks taken from the input
-    cdef long long completed     # ... whose result has been put
-    cdef long long reported      # ... and reported to on_batch
-    cdef Pending *pending        # ring of n_pending tasks
-    cdef long long pending_mask
-    cdef long long pending_head
-    cdef long long n_pending
-    cdef void **serving          # the threads that serve this call, not owned
-    cdef int n_serving
-    cdef void **sleepers         # those of them that wait for work
-    cdef int n_sleepers
-    cdef int limit               # of leased: n_jobs, or one more if the input is slow
-    cdef int leased              # threads that serve or are about to
-    cdef int running             # threads inside a task, at most n_jobs
-    cdef int waking              # leased or rung, and not come to the lock yet
-    cdef int unwritten           # threads with tasks that are not in the timeline yet
+    cdef bint was_slow           # the input, at the last measurement
 
     def __cinit__(self, Call call, enter=None):
-        cdef long long batch = max(1, call.batch_size)
-        self.call = call
         self.enter = enter
-        self.lock = new_leaf()
         self.epoch = current_epoch()
-        self.limit = call.n_jobs
-        self.window = call.ahead * batch if call.ahead_in_batches else call.ahead
         self.timeout = call.timeout
         self.timed = call.timeout > 0 or call.return_errors
-        self.on_batch = call.on_batch
-        pace_start(&self.pace, call.report_interval)
-        self.idle_timeout = call.options.get("idle_worker_timeout", IDLE_TIMEOUT)
-        self.pending_mask = 15
-        self.pending = <Pending *>PyMem_RawCalloc(16, sizeof(Pending))
-        self.serving = <void **>PyMem_RawCalloc(call.n_jobs + 1, sizeof(void *))
-        self.sleepers = <void **>PyMem_RawCalloc(call.n_jobs + 1, sizeof(void *))
-        if self.pending == NULL or self.serving == NULL or self.sleepers == NULL:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        drop_pending(self.pending, self.pending_mask)
-        PyMem_RawFree(self.serving)
-        PyMem_RawFree(self.sleepers)
-        free_lock(self.lock)
 
     # -- the caller ----------------------------------------------------------------
 
@@ -254,13 +171,6 @@ cdef class ThreadEngine(Service):
             lock_leaf(self.lock)
         unlock_leaf(self.lock)
         return 0
-
-    # Called by the reader's side, also from destructors.
-    def on_room(self):
-        if not self.results.wanted():
-            self.stop()
-        else:
-            self.wake_one()
 
     # Called by the caller while it waits: look for tasks that have run for too long.
     def watch(self):
@@ -328,10 +238,7 @@ cdef class ThreadEngine(Service):
     cdef int serve(self, WarmThread thread) except -1:
         cdef object context
         lock_leaf(self.lock)
-        self.waking -= 1
-        thread.abandoned = False
-        self.serving[self.n_serving] = <void *>thread
-        self.n_serving += 1
+        self.enlist(thread)
         unlock_leaf(self.lock)
         try:
             context = PyContext_Copy(self.context)
@@ -392,11 +299,8 @@ cdef class ThreadEngine(Service):
                 self.rouse(whom, sleeper)
                 self.pull()
                 lock_leaf(self.lock)
-            elif self.n_pending and self.running < self.call.n_jobs:
-                entry[0] = self.pending[self.pending_head & self.pending_mask]
-                self.pending[self.pending_head & self.pending_mask].task = NULL
-                self.pending_head += 1
-                self.n_pending -= 1
+            elif self.can_run():
+                entry[0] = pending_take(&self.pending)
                 self.running += 1
                 thread.running = True
                 if spans is not None and not thread.unwritten:
@@ -408,7 +312,7 @@ cdef class ThreadEngine(Service):
                 return True
             elif thread.unwritten:
                 self.write(thread, spans)
-            elif self.exhausted and not self.pulling and not self.n_pending:
+            elif self.exhausted and not self.pulling and not self.pending.n:
                 break
             else:
                 self.sleepers[self.n_sleepers] = <void *>thread
@@ -475,7 +379,7 @@ cdef class ThreadEngine(Service):
                 if slow and self.was_slow and self.limit == self.call.n_jobs:
                     self.limit += 1
                 self.was_slow = slow
-            stored = self.push(task, self.taken, 1)
+            stored = pending_put(&self.pending, task, self.taken, 1)
             self.call.counters.dispatched_tasks += 1
             if self.taken % batch == 0:
                 self.call.counters.dispatched_batches += 1
@@ -487,15 +391,6 @@ cdef class ThreadEngine(Service):
             self.iterator = None
         return 0
 
-    cdef int end_input(self) except -1:
-        self.iterator = None
-        lock_leaf(self.lock)
-        self.pulling = False
-        self.exhausted = True
-        self.dismiss()
-        unlock_leaf(self.lock)
-        return 0
-
     # Run a task and put its result.  False: it is not completed by this.
     cdef bint run_one(self, WarmThread thread, Pending *entry,
                       Spans spans) except -1:
@@ -505,6 +400,7 @@ cdef class ThreadEngine(Service):
         Py_DECREF(task)  # it was the queue's
         if self.timed:
             started = time.monotonic()
+        if self.timeout > 0:
             self.expose(thread, task, entry, started)
         if spans is not None:
             spans.begin(entry.index)
@@ -514,7 +410,7 @@ cdef class ThreadEngine(Service):
             if spans is not None:
                 spans.done()
                 spans.flush()
-            if not self.claim(thread):
+            if self.timeout > 0 and not self.claim(thread):
                 return False
             value = self.recover(task, entry, error, started, thread.native_id)
         else:
@@ -522,7 +418,7 @@ cdef class ThreadEngine(Service):
                 spans.done()
                 if self.timeout > 0:
                     spans.flush()
-            if not self.claim(thread):
+            if self.timeout > 0 and not self.claim(thread):
                 return False
             # The caller may not have been waiting, and so not have seen it.
             if self.timeout > 0 and time.monotonic() - started > self.timeout:
@@ -538,35 +434,6 @@ cdef class ThreadEngine(Service):
 
     # -- the end of a task ---------------------------------------------------------
 
-    # Let the caller see, and give up, the task that the thread is about to run.
-    cdef int expose(self, WarmThread thread, tuple task, Pending *entry,
-                    double started) noexcept:
-        if self.timeout <= 0:
-            return 0
-        lock_leaf(self.lock)
-        Py_INCREF(task)
-        thread.task = <void *>task
-        thread.index = entry.index
-        thread.attempt = entry.attempt
-        thread.started = started
-        unlock_leaf(self.lock)
-        return 0
-
-    # Whether what the thread's task has come to still counts.
-    cdef bint claim(self, WarmThread thread) noexcept:
-        cdef bint counts
-        cdef void *task
-        if self.timeout <= 0:
-            return True
-        lock_leaf(self.lock)
-        counts = not thread.abandoned
-        task = thread.task
-        thread.task = NULL
-        unlock_leaf(self.lock)
-        if task != NULL:
-            Py_DECREF(<object>task)
-        return counts
-
     # Whether the failed task shall be run again; if so it waits for that already.
     cdef bint again(self, tuple task, long long index, int attempt,
                     long long native_id) except -1:
@@ -576,7 +443,7 @@ cdef class ThreadEngine(Service):
         self.tell("retry", native_id, f"task {index}, attempt {attempt + 1}")
         lock_leaf(self.lock)
         if not self.stopped:
-            stored = self.push(task, index, attempt + 1)
+            stored = pending_put(&self.pending, task, index, attempt + 1)
             self.call.counters.retried_tasks += 1
         unlock_leaf(self.lock)
         if not stored:
@@ -622,202 +489,3 @@ cdef class ThreadEngine(Service):
             self.fail(error)
             return NOTHING
         return TaskError(index, error, text, attempt, elapsed)
-
-    # Count a task whose result has been put; report it; look whether it was the last.
-    cdef int count_completed(self) except -1:
-        cdef bint finished
-        lock_leaf(self.lock)
-        self.completed += 1
-        self.call.counters.completed_tasks += 1
-        if self.on_batch is not None:
-            self.report()
-        finished = self.is_finished()
-        if finished:
-            self.dismiss()
-        unlock_leaf(self.lock)
-        if finished:
-            self.results.finish()
-        return 0
-
-    # Tell on_batch of the tasks completed since the last time.  The lock is held; it is
-    # given up for each call, and not held after an exception.
-    cdef int report(self) except -1:
-        cdef long long n
-        if self.reporting:
-            # Whoever reports looks, under the lock, whether there is more before it
-            # stops: what is completed meanwhile is left to that thread.
-            return 0
-        self.reporting = True
-        while self.reported < self.completed and not self.stopped:
-            n = self.completed - self.reported if self.pace.interval else 1
-            self.reported += n
-            unlock_leaf(self.lock)
-            try:
-                self.on_batch(n)
-            except BaseException:
-                lock_leaf(self.lock)
-                self.reporting = False
-                unlock_leaf(self.lock)
-                raise
-            lock_leaf(self.lock)
-        self.reporting = False
-        return 0
-
-    # -- the end of the call -------------------------------------------------------
-
-    # End the call with an error; the first one counts.
-    cdef int fail(self, object error) except -1:
-        self.results.fail(error)
-        self.halt()
-        return 0
-
-    # Start no task any more; drop what waits.
-    cdef int halt(self) except -1:
-        cdef Pending *pending
-        cdef bint ours
-        lock_leaf(self.lock)
-        self.stopped = True
-        pending = self.pending
-        self.pending = NULL
-        self.n_pending = 0
-        ours = not self.pulling
-        self.pulling = True  # the iterator is touched once more, by its owner
-        self.dismiss()
-        unlock_leaf(self.lock)
-        drop_pending(pending, self.pending_mask)
-        if ours:
-            self.iterator = None
-        return 0
-
-    cdef int stop(self) except -1:
-        self.halt()
-        if self.results is not None:
-            self.results.close()
-        return 0
-
-    # -- with the lock held --------------------------------------------------------
-
-    cdef bint can_pull(self) noexcept:
-        return (
-            not self.pulling
-            and not self.exhausted
-            and not self.stopped
-            and (self.window == 0 or self.taken - self.completed < self.window)
-            and (not self.bounded or self.results.room(self.taken) > 0)
-        )
-
-    cdef bint is_finished(self) noexcept:
-        return (
-            self.exhausted
-            and not self.pulling
-            and not self.stopped
-            and self.completed == self.taken
-            and self.unwritten == 0
-            and (self.on_batch is None
-                 or (self.reported == self.completed and not self.reporting))
-        )
-
-    cdef bint push(self, tuple task, long long index, int attempt) noexcept:
-        cdef long long i, size = self.pending_mask + 1
-        cdef Pending *wider
-        cdef Pending *place
-        if self.n_pending == size:
-            wider = <Pending *>PyMem_RawCalloc(2 * size, sizeof(Pending))
-            if wider == NULL:
-                return False
-            for i in range(self.pending_head, self.pending_head + size):
-                wider[i & (2 * size - 1)] = self.pending[i & self.pending_mask]
-            PyMem_RawFree(self.pending)
-            self.pending = wider
-            self.pending_mask = 2 * size - 1
-        place = &self.pending[(self.pending_head + self.n_pending) & self.pending_mask]
-        Py_INCREF(task)
-        place.task = <void *>task
-        place.index = index
-        place.attempt = attempt
-        self.n_pending += 1
-        return True
-
-    # Choose whom to wake if there is work for one more thread; see `rouse`.
-    cdef int choose(self, void **sleeper) noexcept:
-        if self.waking or not (
-            (self.n_pending and self.running < self.call.n_jobs) or self.can_pull()
-        ):
-            return NOBODY
-        if self.n_sleepers:
-            self.n_sleepers -= 1
-            sleeper[0] = self.sleepers[self.n_sleepers]
-            self.waking = 1
-            return SLEEPER
-        if self.leased < self.limit:
-            self.leased += 1
-            self.waking = 1
-            return NEWCOMER
-        return NOBODY
-
-    # Wake all sleepers, to find that there is nothing more to do.
-    cdef void dismiss(self) noexcept:
-        while self.n_sleepers:
-            self.n_sleepers -= 1
-            self.waking += 1
-            ring((<WarmThread>self.sleepers[self.n_sleepers]).bell)
-
-    cdef void forget(self, WarmThread thread) noexcept:
-        cdef int i
-        for i in range(self.n_serving):
-            if self.serving[i] == <void *>thread:
-                self.n_serving -= 1
-                self.serving[i] = self.serving[self.n_serving]
-                self.leased -= 1
-                return
-
-    # -- without the lock ----------------------------------------------------------
-
-    # Wake whom `choose` has chosen.
-    cdef int rouse(self, int whom, void *sleeper) except -1:
-        if whom == SLEEPER:
-            ring((<WarmThread>sleeper).bell)
-        elif whom == NEWCOMER:
-            try:
-                lease(self, self.idle_timeout)
-            except Exception as error:
-                self.do_without(error)
-        return 0
-
-    # Another thread cannot be started: go on with those that there are.
-    cdef int do_without(self, object error) except -1:
-        cdef int left
-        lock_leaf(self.lock)
-        self.leased -= 1
-        self.waking -= 1
-        left = self.leased
-        self.limit = left
-        unlock_leaf(self.lock)
-        if left == 0:
-            self.fail(error)
-        return 0
-
-    cdef int wake_one(self) except -1:
-        cdef void *sleeper = NULL
-        cdef int whom
-        cdef bint finished
-        lock_leaf(self.lock)
-        whom = self.choose(&sleeper)
-        finished = self.is_finished()
-        if finished:
-            self.dismiss()
-        unlock_leaf(self.lock)
-        if finished:
-            self.results.finish()
-        self.rouse(whom, sleeper)
-        return 0
-
-
-cdef void drop_pending(Pending *pending, long long mask) noexcept:
-    cdef long long i
-    if pending == NULL:
-        return
-    for i in range(mask + 1):
-        if pending[i].task != NULL:
-            Py_DECREF(<object>pending[i].task)
-    PyMem_RawFree(pending)

@@ -29,6 +29,17 @@ cdef enum Flag:
     RETIRED = 32    # REPLY: the worker exits after this
 
 
+cdef enum:
+    # A pickle from this size on goes through shared memory: the copies into and out of
+    # the socket's buffer cost more than those of a warm block from about here on.
+    LONG_BODY = 256 << 10
+
+
+# Numbers of constants that outlive a call; those of a call's own lie below.
+cdef inline bint is_lasting(uint32_t number) noexcept nogil:
+    return number >> 31
+
+
 cdef struct Header:
     # 48 bytes, written by the sender, checked by the receiver
     uint32_t magic

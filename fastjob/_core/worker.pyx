@@ -28,8 +28,8 @@ from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, MIXED, NOTE,
-    REPLY, RESET, RETIRED, STATE, Channel, Header,
+    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, LONG_BODY, MIXED,
+    NOTE, REPLY, RESET, RETIRED, STATE, Channel, Header,
 )
 
 import copyreg
@@ -55,7 +55,6 @@ cdef enum:
     COLLECT_MS = 1000
     # Results' buffers of this size, one granule of the store, go through shared memory.
     RESULT_BYTES = 64 << 10
-    LONG_BODY = 256 << 10   # as the caller's: see dispatch.pyx
 
 
 @cython.final
