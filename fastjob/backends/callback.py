@@ -12,6 +12,11 @@ in the order of submission, by the thread that runs the call: such backends (of 
 time before joblib 1.3) need not call the callback when a batch fails, so a failure can
 only be seen that way.
 
+All that has ended is looked at before more is submitted, so nothing is submitted once
+a failure that ends the call is known.  That spares work, and joblib's loky backend the
+one thing it does not survive: to be told to kill its workers while what was submitted
+last has not been noticed by its own thread.
+
 Only the thread that runs the call takes input, submits and counts.  A callback does
 nothing but fetch its result and put its batch on a queue, so the only state shared
 between threads is that queue, whose `put` never blocks.  A callback that comes after
@@ -244,19 +249,29 @@ class CallbackEngine:
                 if not self.in_flight:
                     self.complete = True
                     return
-            batch = self._wait()
-            if batch is None:
-                self._fill(tasks)
-                continue
-            del self.in_flight[batch.first]
-            self.n_in_flight -= len(batch.tasks)
-            done = self._settle(batch)
-            n_done = sum(len(results) for _, results in done)
-            self.call.counters.completed_tasks += n_done
+            settled = []
+            for batch in self._arrivals():
+                del self.in_flight[batch.first]
+                self.n_in_flight -= len(batch.tasks)
+                settled.append(self._settle(batch))
+            for done in settled:
+                n_done = sum(len(results) for _, results in done)
+                self.call.counters.completed_tasks += n_done
+                if n_done and self.call.on_batch is not None:
+                    self.call.on_batch(n_done)
             self._fill(tasks)
-            if n_done and self.call.on_batch is not None:
-                self.call.on_batch(n_done)
-            yield from done
+            for done in settled:
+                yield from done
+
+    def _arrivals(self) -> Iterator[_Batch]:
+        """Wait until a batch has ended, or was given up, and yield all that have ended."""
+        batch = self._wait()
+        if batch is not None:
+            yield batch
+        while not self.ready.empty():
+            batch = self.ready.get()
+            if batch.live:
+                yield batch
 
     def _wait(self) -> _Batch | None:
         """Return a batch that has ended; None if one was given up."""
