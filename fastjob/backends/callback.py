@@ -264,7 +264,7 @@ class CallbackEngine:
                 yield from done
 
     def _arrivals(self) -> Iterator[_Batch]:
-        """Wait until a batch has ended, or was given up, and yield all that have ended."""
+        """Wait until one has ended or was given up, and yield all that have ended."""
         batch = self._wait()
         if batch is not None:
             yield batch
