@@ -14,9 +14,16 @@ FASTJOB_ANNOTATE=1
     Write Cython's annotated HTML beside the generated C, in ``build/cython``.
 """
 
+import sys
+
+if sys.platform == "win32":
+    sys.exit(
+        "fastjob does not run on Windows: its sockets, shared memory and signals are "
+        "those of POSIX. Use it under WSL, or stay with joblib there."
+    )
+
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -47,10 +54,9 @@ DIRECTIVES = {
     "binding": True,
 }
 
-compile_args, link_args, macros = [], [], []
-if sys.platform != "win32":
-    compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
-    compile_args += ["-fvisibility=hidden", "-Wno-unused-function"]
+compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+compile_args += ["-fvisibility=hidden", "-Wno-unused-function"]
+link_args, macros = [], []
 if not DEBUG:
     macros.append(("CYTHON_WITHOUT_ASSERTIONS", "1"))
 if SANITIZE:

@@ -124,3 +124,17 @@ def test_the_api_page_lists_every_public_name():
     page = (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {line.strip() for line in page.splitlines()}
     assert set(fastjob.__all__) - {"__version__"} - listed == set()
+
+
+def test_windows_is_refused_with_one_sentence_of_advice():
+    pretend = "import runpy, sys; sys.platform = 'win32'; runpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", pretend],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastjob does not run on Windows: ")
+    assert done.stderr.count("\n") == 1

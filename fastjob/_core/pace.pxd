@@ -12,12 +12,6 @@
 
 cdef extern from *:
     """
-    #if defined(_WIN32)
-    #include <windows.h>
-    static inline long long pace_now(void) {
-        return (long long)GetTickCount64() * 1000000;
-    }
-    #else
     #include <time.h>
     #ifdef CLOCK_MONOTONIC_COARSE
     #define PACE_CLOCK CLOCK_MONOTONIC_COARSE
@@ -29,7 +23,6 @@ cdef extern from *:
         clock_gettime(PACE_CLOCK, &t);
         return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
     }
-    #endif
     """
     long long pace_now() noexcept nogil  # ns, monotonic, coarse
 

@@ -19,15 +19,11 @@ from fastjob._core.pace cimport TICK_NS, pace_now
 
 cdef extern from *:
     """
-    #if defined(_WIN32)
-    #define exact_now pace_now
-    #else
     static inline long long exact_now(void) {
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
         return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
     }
-    #endif
     """
     long long exact_now() noexcept nogil  # ns, as time.monotonic_ns()
 
