@@ -12,7 +12,7 @@ import time
 import pytest
 from gates import Bell, Gate, until
 
-from fastjob import Parallel, TerminatedWorkerError, delayed, errors
+from fastjob import Parallel, TerminatedWorkerError, delayed
 from fastjob._pool.pool import pool
 
 
@@ -218,97 +218,3 @@ def ring_pid(bell, gate):
     bell.ring(b"%8d" % os.getpid())
     gate.wait()
     return os.getpid()
-
-
-# -- the nursery ------------------------------------------------------------------
-
-
-def nursery_pid():
-    return pool._nursery._pids[0]
-
-
-def test_a_nursery_killed_in_mid_call_is_a_clear_error():
-    with Gate() as gate, Bell() as bell:
-
-        def tasks():
-            for i in range(4):
-                if i == 3:
-                    bell.wait(2)
-                    os.kill(nursery_pid(), signal.SIGKILL)
-                yield delayed(ring_and_hold)(bell, gate, i)
-
-        with pytest.raises(errors.NurseryError, match="was killed"):
-            processes(batch_size=1)(tasks())
-    assert processes()(delayed(identity)(i) for i in range(10)) == list(range(10))
-
-
-def ring_and_hold(bell, gate, value):
-    bell.ring()
-    gate.wait()
-    return value
-
-
-def test_a_nursery_killed_under_two_calls_ends_both_and_no_third():
-    with Gate() as gate, Bell() as bell:
-        streams = [
-            processes(return_as="generator", batch_size=1)(
-                delayed(ring_and_hold)(bell, gate, i) for i in range(2)
-            )
-            for _ in range(2)
-        ]
-        bell.wait(4)
-        os.kill(nursery_pid(), signal.SIGKILL)
-        for stream in streams:
-            with pytest.raises(errors.NurseryError):
-                next(stream)
-    assert processes()([delayed(identity)(4)]) == [4]
-
-
-def test_a_nursery_killed_while_idle_is_replaced_unseen():
-    processes()([delayed(identity)(4)])
-    pid = nursery_pid()
-    os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert processes()([delayed(identity)(4)] * 4) == [4] * 4
-    assert nursery_pid() != pid
-
-
-def test_a_worker_that_kills_the_nursery_from_a_task():
-    with pytest.raises(errors.NurseryError):
-        processes()([delayed(kill_parent)()])
-    assert processes()([delayed(identity)(4)]) == [4]
-
-
-def kill_parent():
-    os.kill(os.getppid(), signal.SIGKILL)
-    signal.pause()
-
-
-def test_forks_that_fail_in_the_nursery(tmp_path, monkeypatch):
-    """The system has no room for another process: the calls go on with fewer."""
-    (tmp_path / "no_more_forks.py").write_text(
-        "import errno, os\n"
-        "fork, left = os.fork, int(os.environ['FORKS_LEFT'])\n"
-        "def limited():\n"
-        "    global left\n"
-        "    left -= 1\n"
-        "    if left < 0:\n"
-        "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
-        "    return fork()\n"
-        "os.fork = limited\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        pool.shutdown()
-        monkeypatch.setenv("FORKS_LEFT", "1")
-        found = processes(4, preload=["no_more_forks"])(
-            delayed(identity)(i) for i in range(100)
-        )
-        assert found == list(range(100))
-        pool.shutdown()
-        monkeypatch.setenv("FORKS_LEFT", "0")
-        with pytest.raises(errors.NurseryError, match="temporarily unavailable"):
-            processes(4, preload=["no_more_forks"])([delayed(identity)(1)] * 4)
-    finally:
-        pool.shutdown()
-    assert processes()([delayed(identity)(4)]) == [4]
