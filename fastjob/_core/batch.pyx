@@ -29,6 +29,8 @@ cdef class Batch:
         other.function = self.function
         other.column = self.column
         other.first = self.first + start
+        other.deaths = self.deaths
+        other.avoid = self.avoid
         if self.functions is not None:
             other.functions = self.functions[start:]
             del self.functions[start:]

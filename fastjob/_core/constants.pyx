@@ -37,6 +37,11 @@ cdef int reset() except -1:
     return 0
 
 
+cdef dict known():
+    """The objects that have been rebuilt, by number."""
+    return loaded
+
+
 cpdef object constant(uint32_t number):
     """The object behind a reference in a task's arguments."""
     cdef object value

@@ -245,17 +245,17 @@ cdef class Dispatcher:
         cdef double each
         for peer in self.peers:
             if peer is not thief and not peer.lost:
-                left = peer.unclaimed()
+                left = peer.unclaimed(thief)
                 if left > most:
                     most = left
                     victim = peer
         if victim is None:
             return False
-        began = victim.slot.started
+        began = abs(victim.slot.started)
         each = max(self.tuner.task_ns, <double>(now_ns() - began) if began else 0.0)
         if most * each < WORTH_STEALING_NS:
             return False
-        self.ready.extend(victim.take_back((most + 1) // 2))
+        self.ready.extend(victim.take_back((most + 1) // 2, thief))
         if self.ready:
             part = self.next_batch(thief)
             if part is not None:
@@ -274,7 +274,7 @@ cdef class Dispatcher:
             now = now_ns()
             least = <int64_t>(self.call.timeout * 1e9)
             for peer in self.peers:
-                if peer.slot.started:
+                if peer.slot.started > 0 and not peer.timed_out:
                     left = peer.slot.started + <int64_t>(self.call.timeout * 1e9) - now
                     least = min(least, max(left, 0))
         for peer in self.peers:
@@ -282,7 +282,7 @@ cdef class Dispatcher:
                 continue
             if not peer.batches:
                 idle = True
-            elif peer.unclaimed():
+            elif peer.unclaimed(None):
                 more = True
         if idle and more and self.intake.exhausted:
             # Too little to be worth moving when it was looked at; if it still lies
@@ -396,8 +396,9 @@ cdef class Dispatcher:
 
     cdef int lose(self, Peer peer) except -1:
         """A peer's stream has ended: put its tasks elsewhere, replace it."""
-        cdef Batch batch, culprit = None
+        cdef Batch batch, alone, culprit = None
         cdef Py_ssize_t claimed, at
+        cdef int deaths
         cdef list batches = peer.batches
         peer.lost = True
         peer.batches = []
@@ -412,11 +413,16 @@ cdef class Dispatcher:
             if peer.slot.started and peer.slot.running == (batch.number & 1):
                 at = claimed - 1
             else:
-                # It died between two tasks, or while it pickled the results.
-                batch.deaths += 1
-                if batch.deaths < MOST_DEATHS:
-                    self.ready.insert(0, batch.tail(batch.done))
-                    (<Batch>self.ready[0]).deaths = batch.deaths
+                # It died between two tasks, or while it pickled the results. Each goes
+                # alone from now on, so that the one to blame can be told.
+                deaths = batch.deaths + 1
+                if deaths < MOST_DEATHS or claimed - batch.done > 1:
+                    if claimed < batch.size():
+                        self.ready.insert(0, batch.tail(claimed))
+                    for at in range(claimed - 1, batch.done - 1, -1):
+                        alone = batch.only(at)
+                        alone.deaths = deaths
+                        self.ready.insert(0, alone)
                     continue
                 at = batch.done
             culprit = batch.only(at)
@@ -441,11 +447,13 @@ cdef class Dispatcher:
         now = now_ns()
         for peer in self.peers:
             began = peer.slot.started
-            if (began and not peer.lost and peer.batches
+            if (began > 0 and peer.batches and not peer.lost and not peer.timed_out
                     and now - began > <int64_t>(self.call.timeout * 1e9)):
-                # Its other tasks go elsewhere at once; the end of its stream, which
-                # follows, tells whether this one has finished in the meantime.
+                # Its other tasks go elsewhere at once. From here on it claims none; so
+                # if it has not ended this one yet, the kill takes no other one's place.
                 peer.take_all_back()
+                if peer.slot.started != began:
+                    continue
                 peer.timed_out = True
                 self.crew.note("timeout", peer, f"over {self.call.timeout} s")
                 self.crew.pool.kill(peer)

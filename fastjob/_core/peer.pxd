@@ -27,8 +27,8 @@ cdef class Peer:
     cdef bint timed_out             # killed, because its task took too long
     cdef object __weakref__
 
-    cdef uint32_t unclaimed(self) noexcept
-    cdef list take_back(self, uint32_t want)
+    cdef uint32_t unclaimed(self, Peer thief) noexcept
+    cdef list take_back(self, uint32_t want, Peer thief)
     cdef int define(self, Constant constant, Store store) except -1
     cdef int send(self, Batch batch, bytes state, Store store) except -1
     cdef int adopt(self, bytes state) except -1

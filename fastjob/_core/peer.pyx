@@ -106,25 +106,29 @@ cdef class Peer:
         self.lost = True
         self.channel.close()
 
-    cdef uint32_t unclaimed(self) noexcept:
-        """How many tasks it has been sent and has not begun."""
+    cdef uint32_t unclaimed(self, Peer thief) noexcept:
+        """How many tasks it has not begun that `thief` can have."""
         cdef Batch batch
         cdef uint64_t word
         cdef uint32_t left = 0
         for batch in self.batches:
+            if batch.avoid is not None and batch.avoid is thief:
+                continue
             word = fj_load(&self.slot.claim[batch.number & 1])
             if claim_end(word) > claim_next(word):
                 left += claim_end(word) - claim_next(word)
         return left
 
-    cdef list take_back(self, uint32_t want):
-        """Take back up to `want` tasks that it has not begun, as batches."""
+    cdef list take_back(self, uint32_t want, Peer thief):
+        """Take back up to `want` tasks that it has not begun, for `thief`."""
         cdef Batch batch
         cdef uint32_t got
         cdef list parts = []
         for batch in reversed(self.batches):
             if want == 0:
                 break
+            if batch.avoid is not None and batch.avoid is thief:
+                continue
             got = claim_back(&self.slot.claim[batch.number & 1], want)
             if got:
                 want -= got

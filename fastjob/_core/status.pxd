@@ -17,7 +17,8 @@ cdef struct Slot:
     #   worker: raises `next` by compare-and-swap to take a task.
     #   A word belongs to one batch from its sending to its final reply.
     uint64_t claim[2]
-    # Worker: when the task it runs began, CLOCK_MONOTONIC ns; 0 between tasks.
+    # Worker: when the task it runs began, CLOCK_MONOTONIC ns; negative while it is
+    # rebuilt from its pickle, since then; 0 between tasks, before the next is claimed.
     int64_t started
     # Worker: which of the two claim words the running batch uses.
     uint32_t running
@@ -30,7 +31,7 @@ cdef struct Slot:
     # Nursery: peak resident memory in KiB, from wait4.
     int64_t peak
     # Pads the slot to two cache lines: neighbours never share one.
-    int64_t spare[9]
+    int64_t spare[10]
 
 
 cdef extern from *:

@@ -12,17 +12,15 @@ exception) becomes a failure of that task, never of its neighbours.
 """
 
 cimport cython
-from libc.stdint cimport uint64_t
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.errno cimport EINTR, errno
 
 from fastjob._core.arrays cimport Sharer
 from fastjob._core.capture cimport plain
-from fastjob._core.constants cimport constant, define, forget, reset
+from fastjob._core.constants cimport constant, define, forget, known, reset
 from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
@@ -245,7 +243,7 @@ cdef class Worker:
         cdef list failures = None
         cdef object functions, f, item, result, args, kwargs, indices = None, body_view
         cdef list tokens = None
-        cdef int64_t at, began, last, stamp
+        cdef int64_t at, since, last
         cdef bint column = head.flags & COLUMN
         cdef bint mixed = head.flags & MIXED
         cdef bint one_function = not mixed
@@ -256,7 +254,7 @@ cdef class Worker:
 
         f = None
         self.notes.open = True
-        began = last = now_ns()
+        last = since = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
         if head.flags & BLOCK:
@@ -268,7 +266,7 @@ cdef class Worker:
                 self.discard(load(body_view)[3], 0)
             self.reply(head, results, failures, FINAL, 0)
             return True
-        self.slot.started = began
+        self.slot.started = -since
         try:
             if self.broken is not None:
                 raise self.broken
@@ -284,43 +282,43 @@ cdef class Worker:
                 index = head.extra + at if indices is None else indices[at]
                 results.append(None)
                 failures.append(self.failure(len(results) - 1, index, error,
-                                             None, (), {}, began))
+                                             None, (), {}, since))
                 if not self.return_errors:
                     break
                 at = claim_one(claim)
             self.slot.started = 0
             flags |= RETIRED if self.broken is not None else 0
-            self.reply(head, results, failures, flags, now_ns() - began)
+            self.reply(head, results, failures, flags, now_ns() - last)
             return self.broken is None
         body = body_view = None
-        # What the first task imports is not counted as its time.
-        self.slot.started = now_ns()
+        since = now_ns()
         while True:
             item = items[at]
             try:
-                if one_function:
-                    if column:
-                        result = PyObject_CallOneArg(f, item)
-                    elif type(item) is tuple:
-                        result = PyObject_Call(f, item, NULL)
-                    else:
-                        args, kwargs = load(item)
-                        item = None
-                        result = f(*args, **kwargs)
-                        args = kwargs = None
+                if column:
+                    self.slot.started = since
+                    result = PyObject_CallOneArg(f, item)
+                elif one_function and type(item) is tuple:
+                    self.slot.started = since
+                    result = PyObject_Call(f, item, NULL)
                 else:
-                    number = functions[at]
-                    if number < 0:
-                        f, args, kwargs = self.loaded(
+                    self.slot.started = -since
+                    if mixed:
+                        f = None
+                        number = functions[at]
+                        if number >= 0:
+                            f = constant(<uint32_t>number)
+                    if type(item) is tuple:
+                        args, kwargs = item, {}
+                    elif f is not None:
+                        args, kwargs = self.loaded(
                             item, None if tokens is None else tokens[at])
                     else:
-                        f = constant(<uint32_t>number)
-                        if type(item) is tuple:
-                            args, kwargs = item, {}
-                        else:
-                            args, kwargs = self.loaded(
-                                item, None if tokens is None else tokens[at])
+                        f, args, kwargs = self.loaded(
+                            item, None if tokens is None else tokens[at])
                     item = None
+                    since = now_ns()
+                    self.slot.started = since
                     result = f(*args, **kwargs)
                     args = kwargs = None
                 results.append(result)
@@ -332,17 +330,23 @@ cdef class Worker:
                     failures = []
                 index = head.extra + at if indices is None else indices[at]
                 results.append(None)
-                if item is not None:
+                if type(item) is bytes and not column:
+                    # It could not be rebuilt.
+                    from fastjob import peek
+
+                    f, args, kwargs = peek.task(item, f, known())
+                elif item is not None:
                     args = (item,) if column else item
                     kwargs = {}
                 failures.append(self.failure(
-                    len(results) - 1, index, error, f, args, kwargs,
-                    self.slot.started))
+                    len(results) - 1, index, error, f, args, kwargs, since))
                 args = kwargs = None
                 if not self.return_errors:
                     break
             if self.channel.fd < 0:
                 end_child(None)
+            # Before the next one is claimed: see `check_timeouts` in dispatch.pyx.
+            self.slot.started = 0
             items[at] = None
             self.n_tasks += 1
             if 0 < self.max_tasks <= self.n_tasks:
@@ -350,18 +354,17 @@ cdef class Worker:
             at = claim_one(claim)
             if at < 0:
                 break
-            stamp = now_ns()
-            self.slot.started = stamp
-            if stamp - last > FLUSH_NS:
-                self.reply(head, results, failures, 0, stamp - last)
+            since = now_ns()
+            if since - last > FLUSH_NS:
+                self.reply(head, results, failures, 0, since - last)
                 results = []
                 failures = None
-                last = self.slot.started = now_ns()
+                last = since = now_ns()
+        self.slot.started = 0
         self.discard(tokens, claim_next(fj_load(claim)))
         item = items = None
         if self.worn():
             flags |= RETIRED
-        self.slot.started = 0
         self.reply(head, results, failures, flags, now_ns() - last)
         return not flags & RETIRED
 

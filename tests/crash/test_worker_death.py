@@ -134,6 +134,28 @@ def dangerous_result(i):
     return DiesWhenPickled() if i == 1 else i
 
 
+def deadly_result(i, deadly, seconds):
+    """Run for a time, so that results are sent before the batch has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return DiesWhenPickled() if i in deadly else i
+
+
+@pytest.mark.parametrize("seconds", [0, 0.06])
+@pytest.mark.parametrize("deadly", [[0], [4], [2, 6]])
+def test_only_the_results_that_kill_while_they_are_pickled_are_lost(deadly, seconds):
+    found = processes(on_error="return", batch_size=7)(
+        delayed(deadly_result)(i, deadly, seconds) for i in range(7)
+    )
+    for i, value in enumerate(found):
+        if i in deadly:
+            assert isinstance(value.exception, TerminatedWorkerError)
+            assert (value.index, value.exception.index) == (i, i)
+        else:
+            assert value == i
+
+
 def test_workers_killed_while_idle_are_replaced_unseen():
     assert processes()([delayed(identity)(i) for i in range(4)]) == [0, 1, 2, 3]
     peers = list(pool._idle)
