@@ -83,9 +83,22 @@ class _Unpickler(pickle.Unpickler):
             return SAFE[module, name]
         if module == "fastjob._core.constants" and name == "constant":
             return self.constants.__getitem__
+        if module == "fastjob._core.pickling" and name == "loads":
+            return lambda data: load(data, self.constants)
         if module == "fastjob._core.arrays" or name in ("_reconstruct", "_frombuffer"):
             return make_array
         return type(name, (StandIn,), {"__module__": module, "__qualname__": name})
+
+
+def load(data: bytes, constants: dict[int, Any]) -> Any:
+    """Make what a pickle looks like; what it holds as a pickle of its own, too."""
+    stream = io.BytesIO(data)
+    if data[:1] == b"C":
+        stream.read(1)
+    # More buffers than any pickle asks for: arrays are not rebuilt.
+    unpickler = _Unpickler(stream, buffers=iter(lambda: b"", None))
+    unpickler.constants = constants
+    return unpickler.load()
 
 
 def task(
@@ -102,14 +115,8 @@ def task(
     constants : dict
         The live objects that the pickle refers to by number.
     """
-    stream = io.BytesIO(data)
-    if data[:1] == b"C":
-        stream.read(1)
-    # More buffers than any pickle asks for: arrays are not rebuilt.
-    unpickler = _Unpickler(stream, buffers=iter(lambda: b"", None))
-    unpickler.constants = constants
     try:
-        *own, args, kwargs = unpickler.load()
+        *own, args, kwargs = load(data, constants)
         return (own[0] if own else function), tuple(args), dict(kwargs)
     except Exception:  # a pickle that needs the real classes
         return function, (...,), {}

@@ -6,6 +6,7 @@ import functools
 import operator
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -453,6 +454,7 @@ def test_an_argument_that_cannot_be_rebuilt_fails_its_own_task(batch_size):
     tasks = [delayed(identity)(BadHere(home) if i == 5 else i) for i in range(20)]
     found = processes(on_error="return", batch_size=batch_size)(tasks)
     assert isinstance(found[5].exception, LookupError)
+    assert "identity(<BadHere object>)" in found[5].traceback
     assert found[:5] + found[6:] == [i for i in range(20) if i != 5]
 
 
@@ -481,6 +483,93 @@ def interrupt_self(i):
 
 
 # -- time limits ------------------------------------------------------------------
+
+
+def task_began():
+    """In a worker: what its slot of the status page says about the running task."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if "fastjob-status" not in os.readlink(f"/proc/self/fd/{fd}"):
+                continue
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+        for at in range(0, os.fstat(fd).st_size, 128):
+            started, _, _, pid = struct.unpack("qIii", os.pread(fd, 20, at + 16))
+            if pid == os.getpid():
+                return started
+    raise LookupError("no page, or no slot in it")
+
+
+class SeesTheClock:
+    """Notes whether a time limit would run while it is rebuilt."""
+
+    def __init__(self, folder=None):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        self.folder = state["folder"]
+        self.when_rebuilt = task_began()
+
+
+def clocks(argument, array=None):
+    return argument.when_rebuilt, task_began()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("with_array", [False, True])
+def test_the_clock_of_a_time_limit_does_not_run_while_arguments_are_rebuilt(
+    batch_size, with_array
+):
+    """A slow import is no fault of the task that happens to be the first."""
+    numpy = pytest.importorskip("numpy")
+    more = [numpy.zeros(1000)] if with_array else []
+    found = processes(batch_size=batch_size, max_nbytes=100)(
+        delayed(clocks)(SeesTheClock(), *more) for _ in range(8)
+    )
+    now = time.monotonic_ns()
+    for while_rebuilt, while_running in found:
+        assert -now < while_rebuilt < 0 < while_running < now
+        assert -while_rebuilt <= while_running
+
+
+class HeldWhileRebuilt:
+    def __init__(self, bell, gate):
+        self.bell, self.gate = bell, gate
+
+    def __setstate__(self, state):
+        state["bell"].ring()
+        state["gate"].wait()
+        with open("rebuilt", "x"):
+            pass
+
+
+def wait_at(gate, held):
+    if held is None:
+        gate.wait()
+
+
+def test_a_task_whose_arguments_take_long_to_rebuild_is_not_ended():
+    """Another one, which began later, was too slow before it."""
+    with Gate() as gate, Bell() as bell:
+
+        def tasks():
+            yield delayed(wait_at)(gate, HeldWhileRebuilt(bell, gate))
+            bell.wait()
+            yield delayed(wait_at)(gate, None)
+
+        stream = processes(
+            timeout=0.2,
+            on_error="return",
+            return_as="generator_unordered",
+            batch_size=1,
+        )(tasks())
+        error = next(stream)
+        assert isinstance(error.exception, errors.TaskTimeoutError)
+        assert (error.index, os.path.exists("rebuilt")) == (1, False)
+        gate.open()
+        assert len(list(stream)) == 1
+    assert os.path.exists("rebuilt")
 
 
 def block_signals_and_hang(i, at, gate):
