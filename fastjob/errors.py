@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 KEEP_GOING = "on_error='return' keeps the other results; retries=1 runs it again."
+PLAIN_DATA = (
+    "Return plain data instead, or use backend='threading', which pickles nothing."
+)
 
 
 def builtin_base(cls: type[BaseException]) -> Any:
@@ -57,12 +60,6 @@ def rebuild(
     error.args = args
     base.__setstate__(error, state)
     return error
-
-
-def describe_task(index: int | None, function: str, arguments: str) -> str:
-    """Name a task: ``task 17: f(3, k=2)``."""
-    number = "a task" if index is None else f"task {index}"
-    return f"{number}: {function}({arguments})" if function else number
 
 
 def format_bytes(n: float) -> str:
@@ -101,7 +98,44 @@ class RemoteTraceback(Exception):
         return f"\n{self.text.rstrip()}\n"
 
 
-class TerminatedWorkerError(FastjobError, RuntimeError):
+class OfTask(FastjobError):
+    """Base of the errors that are about one task: which one, and what to call it.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input; None if it is not known.
+    function, arguments : str
+        The task, shortened.
+
+    Attributes
+    ----------
+    index, function, arguments
+    """
+
+    def __init__(self, index: int | None, function: str, arguments: str = "") -> None:
+        self.index = index
+        self.function = function
+        self.arguments = arguments
+        super().__init__(self._message())
+
+    @property
+    def _number(self) -> str:
+        return "a task" if self.index is None else f"task {self.index}"
+
+    @property
+    def _task(self) -> str:
+        """The task in a message: ``task 17: f(3, k=2)``."""
+        if not self.function:
+            return self._number
+        return f"{self._number}: {self.function}({self.arguments})"
+
+    def _message(self) -> str:
+        """The text of the error, from its attributes."""
+        raise NotImplementedError
+
+
+class TerminatedWorkerError(OfTask, RuntimeError):
     """A worker process died while it ran a task.
 
     Parameters
@@ -131,14 +165,11 @@ class TerminatedWorkerError(FastjobError, RuntimeError):
         peak_memory: int | None = None,
         probably_oom: bool = False,
     ) -> None:
-        self.index = index
-        self.function = function
-        self.arguments = arguments
         self.pid = pid
         self.exitcode = exitcode
         self.peak_memory = peak_memory
         self.probably_oom = probably_oom
-        super().__init__(self._message())
+        super().__init__(index, function, arguments)
 
     @property
     def signal_name(self) -> str | None:
@@ -165,8 +196,7 @@ class TerminatedWorkerError(FastjobError, RuntimeError):
             ending = "died"
         parts = [f"{worker} {ending}"]
         if self.index is not None or self.function:
-            task = describe_task(self.index, self.function, self.arguments)
-            parts[0] += f" while it ran {task}"
+            parts[0] += f" while it ran {self._task}"
         parts[0] += "."
         if self.peak_memory:
             parts.append(f"Its peak memory was {format_bytes(self.peak_memory)}.")
@@ -188,7 +218,44 @@ class TerminatedWorkerError(FastjobError, RuntimeError):
         return " ".join(parts)
 
 
-class TaskPicklingError(FastjobError, PicklingError):
+class _Timeout(OfTask, TimeoutError):
+    """A task ran for longer than ``timeout``.
+
+    It is a `TimeoutError` and a ``multiprocessing.TimeoutError``.
+
+    Parameters
+    ----------
+    index : int or None
+        Place of the task in the input.
+    function, arguments : str
+        The task, shortened.
+    timeout : float
+        Seconds that it was allowed.
+    pid : int or None
+        The worker process that ran it, if it was a process.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        function: str,
+        arguments: str,
+        timeout: float,
+        pid: int | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.pid = pid
+        super().__init__(index, function, arguments)
+
+    def _message(self) -> str:
+        ran_in = "" if self.pid is None else f" in worker process {self.pid}"
+        return (
+            f"{self._task} ran{ran_in} for longer than timeout={self.timeout:g} "
+            f"seconds. Raise the timeout, or make the task smaller. {KEEP_GOING}"
+        )
+
+
+class TaskPicklingError(OfTask, PicklingError):
     """A task cannot be sent to another process.
 
     Parameters
@@ -214,26 +281,27 @@ class TaskPicklingError(FastjobError, PicklingError):
         type_name: str,
         reason: str,
     ) -> None:
-        self.index = index
-        self.function = function
         self.part = part
         self.type_name = type_name
         self.reason = reason
-        if part is None:
+        super().__init__(index, function)
+
+    def _message(self) -> str:
+        if self.part is None:
             what = "the function itself"
-        elif isinstance(part, int):
-            what = f"argument {part} (counted from 0)"
+        elif isinstance(self.part, int):
+            what = f"argument {self.part} (counted from 0)"
         else:
-            what = f"argument {part!r}"
-        super().__init__(
-            f"Cannot send {'a task' if index is None else f'task {index}'} "
-            f"({function}) to a worker process: {what}, of type {type_name}, cannot be "
-            f"pickled: {reason}. Make the object inside the task, pass what it is made "
-            "from, or use backend='threading', which pickles nothing."
+            what = f"argument {self.part!r}"
+        return (
+            f"Cannot send {self._number} ({self.function}) to a worker process: "
+            f"{what}, of type {self.type_name}, cannot be pickled: {self.reason}. Make "
+            "the object inside the task, pass what it is made from, or use "
+            "backend='threading', which pickles nothing."
         )
 
 
-class ResultPicklingError(FastjobError, PicklingError):
+class ResultPicklingError(OfTask, PicklingError):
     """What a task returned cannot be sent back to the caller.
 
     Parameters
@@ -256,19 +324,18 @@ class ResultPicklingError(FastjobError, PicklingError):
         type_name: str,
         reason: str,
     ) -> None:
-        self.index = index
-        self.function = function
-        self.arguments = arguments
         self.type_name = type_name
         self.reason = reason
-        super().__init__(
-            f"The result of {describe_task(index, function, arguments)}, of type "
-            f"{type_name}, cannot be pickled: {reason}. Return plain data instead, or "
-            "use backend='threading', which pickles nothing."
+        super().__init__(index, function, arguments)
+
+    def _message(self) -> str:
+        return (
+            f"The result of {self._task}, of type {self.type_name}, cannot be pickled: "
+            f"{self.reason}. {PLAIN_DATA}"
         )
 
 
-class ResultUnpicklingError(FastjobError, UnpicklingError):
+class ResultUnpicklingError(OfTask, UnpicklingError):
     """What a task returned arrived at the caller but cannot be rebuilt there.
 
     Parameters
@@ -284,14 +351,13 @@ class ResultUnpicklingError(FastjobError, UnpicklingError):
     def __init__(
         self, index: int | None, function: str, arguments: str, reason: str
     ) -> None:
-        self.index = index
-        self.function = function
-        self.arguments = arguments
         self.reason = reason
-        super().__init__(
-            f"The result of {describe_task(index, function, arguments)} was sent, but "
-            f"cannot be unpickled here: {reason}. Return plain data instead, or use "
-            "backend='threading', which pickles nothing."
+        super().__init__(index, function, arguments)
+
+    def _message(self) -> str:
+        return (
+            f"The result of {self._task} was sent, but cannot be unpickled here: "
+            f"{self.reason}. {PLAIN_DATA}"
         )
 
 
@@ -416,68 +482,17 @@ class TaskError:
 
 if TYPE_CHECKING:
 
-    class TaskTimeoutError(  # documented where it is made
-        FastjobError, TimeoutError, multiprocessing.TimeoutError
-    ):
-        index: int | None
-        function: str
-        arguments: str
-        timeout: float
-        pid: int | None
-
-        def __init__(
-            self,
-            index: int | None,
-            function: str,
-            arguments: str,
-            timeout: float,
-            pid: int | None = None,
-        ) -> None: ...
+    class TaskTimeoutError(_Timeout, multiprocessing.TimeoutError): ...
 
 
-def _make_timeout_error() -> type[FastjobError]:
+def _make_timeout_error() -> type[_Timeout]:
     import multiprocessing
 
-    class TaskTimeoutError(FastjobError, TimeoutError, multiprocessing.TimeoutError):
-        """A task ran for longer than ``timeout``.
-
-        It is a `TimeoutError` and a ``multiprocessing.TimeoutError``.
-
-        Parameters
-        ----------
-        index : int or None
-            Place of the task in the input.
-        function, arguments : str
-            The task, shortened.
-        timeout : float
-            Seconds that it was allowed.
-        pid : int or None
-            The worker process that ran it, if it was a process.
-        """
-
-        def __init__(
-            self,
-            index: int | None,
-            function: str,
-            arguments: str,
-            timeout: float,
-            pid: int | None = None,
-        ) -> None:
-            self.index = index
-            self.function = function
-            self.arguments = arguments
-            self.timeout = timeout
-            self.pid = pid
-            ran_in = "" if pid is None else f" in worker process {pid}"
-            super().__init__(
-                f"{describe_task(index, function, arguments)} ran{ran_in} for longer "
-                f"than timeout={timeout:g} seconds. Raise the timeout, or make the "
-                f"task smaller. {KEEP_GOING}"
-            )
-
-    TaskTimeoutError.__module__ = __name__
-    TaskTimeoutError.__qualname__ = "TaskTimeoutError"
-    return TaskTimeoutError
+    return type(
+        "TaskTimeoutError",
+        (_Timeout, multiprocessing.TimeoutError),
+        {"__doc__": _Timeout.__doc__, "__module__": __name__},
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,26 @@ EXAMPLES = [
     errors.TaskTimeoutError(3, "f", "1", 2.5, pid=77),
     errors.TaskPicklingError(3, "f", "k", "lock", "cannot pickle"),
     errors.ResultPicklingError(3, "f", "1", "lock", "cannot pickle"),
+    errors.ResultUnpicklingError(3, "f", "1", "no such module"),
     errors.UnpicklableExceptionError("m.E", "text", "traceback", "reason"),
     errors.NurseryError("It died."),
+    errors.ClusterError("It is gone."),
 ]
+
+
+def test_every_error_has_an_example():
+    public = {getattr(errors, name) for name in errors.__all__}
+    raised = {c for c in public if issubclass(c, errors.FastjobError)}
+    assert {type(error) for error in EXAMPLES} == raised
+
+
+OF_TASK = [error for error in EXAMPLES if isinstance(error, errors.OfTask)]
+
+
+@pytest.mark.parametrize("error", OF_TASK, ids=lambda e: type(e).__name__)
+def test_an_error_about_a_task_names_it(error):
+    assert (error.index, error.function) == (3, "f")
+    assert "task 3" in str(error)
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
