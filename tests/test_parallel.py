@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 import fastjob.parallel
+import fastjob.running
 from fastjob import Parallel, TaskError, delayed, effective_n_jobs, parallel_config
 from fastjob.backends.sequential import SequentialBackend
 from fastjob.backends.threading import ThreadingBackend
@@ -262,13 +263,13 @@ def test_the_input_is_taken_no_further_than_asked(backend, pre_dispatch, window)
 
 def test_every_spelling_of_the_default_counts_batches(monkeypatch):
     seen = []
-    call = fastjob.parallel.Call
+    call = fastjob.running.Call
 
     def record(*args, **kwargs):
         seen.append((kwargs["ahead"], kwargs["ahead_in_batches"]))
         return call(*args, **kwargs)
 
-    monkeypatch.setattr(fastjob.parallel, "Call", record)
+    monkeypatch.setattr(fastjob.running, "Call", record)
     for pre_dispatch in (
         "2 * n_jobs",
         "2*n_jobs",
@@ -472,13 +473,13 @@ def test_a_patched_callback_sees_every_task(backend, monkeypatch):
 
 def test_nobody_is_told_where_nobody_listens(monkeypatch):
     given = []
-    call = fastjob.parallel.Call
+    call = fastjob.running.Call
 
     def record(*args, **kwargs):
         given.append(kwargs["on_batch"])
         return call(*args, **kwargs)
 
-    monkeypatch.setattr(fastjob.parallel, "Call", record)
+    monkeypatch.setattr(fastjob.running, "Call", record)
     Parallel(n_jobs=2, backend="threading")([])
     Parallel(n_jobs=2, backend="threading", verbose=1)([])
     assert given[0] is None
