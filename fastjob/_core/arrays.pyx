@@ -34,9 +34,13 @@ A buffer that was refilled since it was copied must not pass for the copy.  So i
 compared with the block, byte for byte: exact, and as fast as hashing it would be (80
 MB: memcmp 6 ms with both warm, against 5-7 ms to read it once for a hash, 8 ms to copy
 it).  The comparison is left out if nothing can have changed: while ``epoch`` stays the
-same, no code of the user has run in this thread.  What is guaranteed: a task sees an
-array as it was when the task was taken from the input, if no other thread writes to
-it at that moment.
+same, no code of the user has run in this thread (see ``quiet``).
+
+What is guaranteed: a task sees an array as it was when the task was taken from the
+input, whatever the thread of the call does to the array: the input's own code,
+pickling, callbacks, the reader of a stream.  If another thread, a signal handler or a
+finalizer writes to it while the call runs, a task sees what it was at that moment or
+at an earlier one of the call.
 
 A read-only view that a worker received is passed on without a copy, since nobody may
 write to it; a writable one is the user's array like any other.

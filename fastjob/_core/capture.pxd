@@ -25,6 +25,7 @@ cdef class Capture:
     cdef list candidates        # shared constants used once so far, oldest first
     cdef long long candidate_bytes
     cdef readonly long long epoch       # raised whenever the caller's code may have run
+    cdef bint quiet             # taking a task from the input runs none of it
     cdef list expired           # shared constants given up, for the workers to forget
     cdef readonly uint32_t n_constants
     cdef readonly long long n_pickles   # pickles made, for the counts
@@ -42,7 +43,7 @@ cdef class Capture:
     cdef Constant _new(self, object value, object data, list blocks, list needs)
     cdef object _replaced(self, object value)
     cdef bint _open(self, object value) except -1
-    cdef int next_epoch(self) except -1
+    cpdef int next_epoch(self) except -1
     cdef bint _unchanged(self, Constant c) except -1
 
 

@@ -30,6 +30,7 @@ from libc.stdint cimport uint32_t
 
 from fastjob._core.arrays cimport Sharer
 from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
+from fastjob._core.quiet cimport pickles_quietly
 from fastjob._core.snapshot cimport Snapshot
 
 import copyreg
@@ -40,6 +41,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from fastjob._core.constants import constant as fetch
 from fastjob._core.pickling import loads
+from fastjob._core.quiet import register_quiet
 from fastjob._core.snapshot import Opaque
 from fastjob.errors import TaskPicklingError
 
@@ -121,6 +123,10 @@ class Packed:
 
     def __reduce__(self):
         return loads, (self.data,)
+
+
+# What stands for something else has been pickled before.
+register_quiet(Reference, Packed)
 
 
 cdef bint possibly_large(object value) except -1:
@@ -222,6 +228,9 @@ cdef class Capture:
         """Pickle `value`: its bytes, and its out-of-band blocks or None."""
         cdef object data = None
         cdef dict reducers = self.table()
+        cdef bint quiet = not self.quiet or pickles_quietly(value, 4)
+        if not quiet:
+            self.next_epoch()
         try:
             if type(value).__module__ != "__main__":
                 data = dump_plain(value, self.sharer, reducers)
@@ -244,6 +253,8 @@ cdef class Capture:
                 self.sharer.pickler_class = Pickler
         self.n_pickles += 1
         self.bytes_pickled += PyBytes_GET_SIZE(data)
+        if not quiet:
+            self.next_epoch()
         return data, self.sharer.blocks() or None
 
     cdef dict table(self):
@@ -256,7 +267,7 @@ cdef class Capture:
                 self.n_libraries = n
         return self.reducers
 
-    cdef int next_epoch(self) except -1:
+    cpdef int next_epoch(self) except -1:
         """The caller's code may have run: nothing is known to be unchanged."""
         self.epoch += 1
         self.sharer.epoch = self.epoch

@@ -110,7 +110,7 @@ cdef class Dispatcher:
         self.start(tasks)
 
     def start(self, tasks):
-        self.intake.open(tasks)
+        self.intake.open(tasks, self.stream is not None)
         done = False
         try:
             self.crew.lease(self.live)
@@ -371,6 +371,7 @@ cdef class Dispatcher:
             raise WireError("a reply that nothing was asked for")
         if head.kind == NOTE:
             self.crew.pool.hear(body)
+            self.capture.next_epoch()
             self.crew.check_process()
             return 0
         batch = peer.batches[0]

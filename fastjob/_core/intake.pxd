@@ -10,13 +10,14 @@ cdef class Intake:
     cdef Capture capture
     cdef AutoBatch tuner
     cdef object tasks           # the iterator
-    cdef bint passive           # taking from it runs no code of the user
+    cdef bint streaming         # somebody reads results while this runs
+    cdef bint examined          # whether the input is quiet has been found out
     cdef bint exhausted
     cdef int64_t taken          # tasks so far; the index of the next one
     cdef object last_f
     cdef Constant last_constant
 
-    cdef int open(self, object tasks) except -1
+    cdef int open(self, object tasks, bint streaming) except -1
     cdef int close(self) except -1
     cdef Batch begin(self)
     cdef bint fill(self, Batch batch, Py_ssize_t n, int64_t patience) except -1

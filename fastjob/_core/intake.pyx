@@ -14,6 +14,7 @@ from fastjob._core.wire cimport LONG_BODY
 from types import MethodType, ModuleType
 
 from fastjob._core.capture import function_name, type_name
+from fastjob._core.quiet import is_quiet_input
 from fastjob.errors import TaskPicklingError
 
 cdef extern from "Python.h":
@@ -29,9 +30,6 @@ cdef enum:
 #: goes on to wait, and asks again when its `wake` has been called.
 NOTHING_YET = object()
 cdef object nothing_yet = NOTHING_YET
-
-# Iterators that run no code of the user.
-cdef tuple PASSIVE = (type(iter([])), type(iter(())), type(iter(range(0))))
 
 
 @cython.final
@@ -49,9 +47,9 @@ cdef class Intake:
         self.capture = capture
         self.tuner = tuner
 
-    cdef int open(self, object tasks) except -1:
+    cdef int open(self, object tasks, bint streaming) except -1:
         self.tasks = tasks
-        self.passive = type(tasks) in PASSIVE
+        self.streaming = streaming
         return 0
 
     cdef int close(self) except -1:
@@ -81,7 +79,7 @@ cdef class Intake:
         cdef long long copied = self.capture.sharer.store.copied_bytes
         cdef bint whole = True
         while batch.size() < n:
-            if not self.passive:
+            if not self.capture.quiet:
                 self.capture.next_epoch()
             raw = PyIter_Next(self.tasks)
             if raw is NULL:
@@ -135,6 +133,9 @@ cdef class Intake:
                 self.last_f = f
                 self.last_constant = constant
         if constant is None or kwargs or not plain_args(args):
+            if not self.examined:
+                self.examined = True
+                self.capture.quiet = not self.streaming and is_quiet_input(self.tasks)
             item = self.capture.arguments(
                 self.taken, f, f if constant is None else None, args, kwargs)
             eager = True

@@ -16,6 +16,7 @@ cdef class Outcomes:
     cdef Counters counters
     cdef Capture capture
     cdef AutoBatch tuner
+    cdef object overhear            # makes unpicklers that tell of the user's code
     cdef Crew crew
     cdef list again                 # batches to be run again are put here
     cdef int64_t completed          # tasks

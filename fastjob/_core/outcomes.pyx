@@ -21,7 +21,10 @@ from fastjob._core.peer cimport Peer
 from fastjob._core.pickling cimport load, load_apart
 from fastjob._core.wire cimport APART, FAILED, Header
 
+import functools
+
 from fastjob._core.capture import type_name
+from fastjob._core.quiet import Overhearing
 from fastjob._core.wire import WireError
 from fastjob.errors import (
     ResultPicklingError, ResultUnpicklingError, TaskError, TerminatedWorkerError,
@@ -53,6 +56,7 @@ cdef class Outcomes:
         self.crew = crew
         self.again = again
         self.attempts = {}
+        self.overhear = functools.partial(Overhearing, (<object>capture).next_epoch)
 
     cdef int expect(self, Py_ssize_t n) except -1:
         """Tasks have been taken from the input, and will have results."""
@@ -73,12 +77,13 @@ cdef class Outcomes:
             for view in (<tuple>content)[1]:
                 n_bytes += len(view)
         self.tuner.ran(head.count, head.stamp, n_bytes)
+        listen = self.overhear if self.capture.quiet else None
         try:
             if head.flags & APART:
                 results = load_apart(
-                    content, head.count + (1 if head.flags & FAILED else 0))
+                    content, head.count + (1 if head.flags & FAILED else 0), listen)
             else:
-                results = load(content)
+                results = load(content, listen)
             if head.flags & FAILED and results:
                 failures = results.pop()
             if results is None or PyList_GET_SIZE(results) != head.count:
@@ -163,6 +168,7 @@ cdef class Outcomes:
             self.again.insert(0, again)
             return 0
         self.attempts.pop(index, None)
+        self.capture.next_epoch()   # the error's own code will run
         if type(error) is bytes:
             from fastjob import failure
 

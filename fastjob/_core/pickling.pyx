@@ -144,18 +144,23 @@ cdef bint is_cloud(object data) except -1:
     return memoryview(data)[0] == c"C"
 
 
-cdef object load(object data):
-    """Unpickle bytes, or a pair of bytes and out-of-band buffers."""
+cdef object load(object data, object listen=None):
+    """Unpickle bytes, or a pair of bytes and out-of-band buffers.
+
+    With `listen`, by an unpickler that it makes.
+    """
     cdef object buffers = None
     if type(data) is tuple:
         data, buffers = data
     if is_cloud(data):
         stream = io.BytesIO(data)
         stream.read(1)
-        unpickler = Unpickler(stream, buffers=buffers)
+        unpickler = (listen or Unpickler)(stream, buffers=buffers)
         value = unpickler.load()
         vars(sys.modules["__main__"]).update(unpickler.load())
         return value
+    if listen is not None:
+        return listen(io.BytesIO(data), buffers=buffers).load()
     return pickle_loads(data, buffers=buffers)
 
 
@@ -185,12 +190,12 @@ cdef bytes dump_apart(list values, object keep, object reducers):
     return stream.getvalue()
 
 
-cdef list load_apart(object data, Py_ssize_t n):
+cdef list load_apart(object data, Py_ssize_t n, object listen=None):
     """Unpickle what `dump_apart` made of `n` values."""
     cdef object buffers = None
     if type(data) is tuple:
         data, buffers = data
-    unpickler = Unpickler(io.BytesIO(data), buffers=buffers)
+    unpickler = (listen or Unpickler)(io.BytesIO(data), buffers=buffers)
     return [unpickler.load() for _ in range(n)]
 
 
