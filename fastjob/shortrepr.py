@@ -35,7 +35,7 @@ MAX_DEPTH = 3
 MAX_CALL_CHARS = 300
 SECONDS = 1.0
 
-_PLAIN = frozenset({type(None), bool, complex, type(Ellipsis), range, slice})
+_PLAIN = frozenset({type(None), bool, complex, range, slice})
 _BRACKETS: tuple[tuple[Any, str, str], ...] = (
     (list, "[", "]"),
     (tuple, "(", ")"),
@@ -142,6 +142,8 @@ def _walk(value: Any, depth: int, foreign: Callable[[Any], str] | None) -> str:
     cls = type(value)
     if cls in _PLAIN:
         return repr(value)
+    if value is ...:  # as it is written, and as what is left out is shown
+        return "..."
     if issubclass(cls, float):  # numpy's are too
         return float.__repr__(value)
     if issubclass(cls, int) and cls.__repr__ is int.__repr__:

@@ -61,8 +61,11 @@ def describe_failure(
     show_values: bool = True,
 ) -> str:
     """Format the failure of a task; see `fastjob.failure.describe`."""
-    name = function_name(func)
-    call = f"{name}({short_arguments(args, kwargs)})" if show_values else f"{name}(...)"
+    if func is None:
+        call = "it could not be started"
+    else:
+        shown = short_arguments(args, kwargs) if show_values else "..."
+        call = f"{function_name(func)}({shown})"
     version = ".".join(map(str, sys.version_info[:3]))
     linecache.checkcache()  # a worker lives longer than the files it has shown
     lines = [

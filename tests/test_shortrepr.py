@@ -177,6 +177,7 @@ def test_a_container_that_changes_meanwhile_is_reported(monkeypatch):
 
 def test_arguments_are_one_line_of_bounded_length():
     assert short_arguments((3, "a"), {"k": None}) == "3, 'a', k=None"
+    assert short_arguments((..., 1), {}) == "..., 1"
     text = short_arguments(range(1000), {f"k{i}": "x" * 1000 for i in range(1000)})
     assert len(text) == shortrepr.MAX_CALL_CHARS
     assert "1000 arguments in all" in short_arguments(range(1000), {})

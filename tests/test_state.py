@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import random
 import sys
@@ -149,3 +150,18 @@ def test_a_removed_module_of_a_function_is_an_error_of_its_task(tmp_path, monkey
         assert ask(abs, -1) == [1] * 4
     finally:
         del sys.modules["short_lived"]
+
+
+def append(shared, value):
+    shared.append(value)
+
+
+def test_tasks_can_use_the_objects_of_a_manager():
+    """Its proxies show the caller's key to the manager, which a worker has to know."""
+    ask(abs, -1)  # workers that were there before the manager
+    with multiprocessing.Manager() as manager:
+        shared = manager.list()
+        Parallel(2, "processes", batch_size=1)(
+            delayed(append)(shared, i) for i in range(10)
+        )
+        assert sorted(shared) == list(range(10))

@@ -28,6 +28,11 @@ def test_the_text_names_task_process_and_version():
     assert f"PID {os.getpid()}, Python {sys.version.split()[0]}" in text
 
 
+def test_a_task_that_was_never_started_has_no_function_to_name():
+    text = failure.describe(ValueError("from an initializer"), 17, None, (), {})
+    assert "ValueError in task 17: it could not be started\n" in text
+
+
 def test_a_frame_shows_the_values_of_its_parameters_and_two_lines_of_context():
     rows = text_of(heapq.nlargest, 2, 3).split("\n")
     (where,) = (

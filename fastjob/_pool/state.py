@@ -1,10 +1,11 @@
 """What a worker must share with its caller besides the task itself.
 
 The caller's environment, working directory, search path, warning filters, log levels
-and context variables can change between two calls. `capture` takes them at the start
-of a call; a worker adopts them before its first task of that call (`Adopted`). A worker
-that has been used before therefore sees what a new one would: what tasks of earlier
-calls did to this state is undone, and a worker whose modules have changed on disk ends.
+and context variables, and the key of its ``multiprocessing`` managers, can change
+between two calls. `capture` takes them at the start of a call; a worker adopts them
+before its first task of that call (`Adopted`). A worker that has been used before
+therefore sees what a new one would: what tasks of earlier calls did to this state is
+undone, and a worker whose modules have changed on disk ends.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def capture(call: Call) -> bytes:
         call.max_nbytes,
         call.mmap_mode,
         call.temp_folder,
+        authentication_key(),
         {name: value for name, value in options.items() if name != "initargs"},
         initializer,
     )
@@ -101,6 +103,7 @@ def capture(call: Call) -> bytes:
                 call.mmap_mode,
             ),
             "memory": (call.temp_folder, call.n_jobs),
+            "authkey": authentication_key(),
         }
     )
     _last = (key, data)
@@ -123,6 +126,18 @@ def working_directory() -> str | None:
         return os.getcwd()
     except FileNotFoundError:
         return None
+
+
+def authentication_key() -> bytes | None:
+    """What a proxy of ``multiprocessing.Manager`` shows to the manager it talks to.
+
+    None while the caller has imported nothing that listens or connects.
+    """
+    if "multiprocessing.connection" not in sys.modules:
+        return None
+    from multiprocessing.process import current_process
+
+    return bytes(current_process().authkey)
 
 
 def current_filters() -> Sequence[tuple[Any, ...]]:
@@ -202,6 +217,10 @@ class Adopted:
         inner_threads.user_environment(state["environ"])
         inner_threads.set_core_budget(state["share"])
         inner_threads.apply_worker_caps(*state["threads"])
+        if state["authkey"] is not None:
+            from multiprocessing.process import current_process
+
+            current_process().authkey = state["authkey"]
         self.environ = dict(os.environ)  # with the caps
         self.raw_environ = os.environ._data.copy()  # type: ignore[attr-defined]
         if state["nested"] is not None:
