@@ -188,5 +188,6 @@ def left_behind(
         found += [f"file descriptor {fd}: {target}" for fd, target in new]
     files = now.files - before.files
     files -= _held_by_others({name for name in files if name.startswith(SHM)})
-    found += [f"file {name}" for name in sorted(files)]
+    # Others' come and go; what was left behind is still there.
+    found += [f"file {name}" for name in sorted(files) if os.path.lexists(name)]
     return found
