@@ -316,8 +316,8 @@ def parser() -> argparse.ArgumentParser:
         description="A permutation test and a bootstrap on Fisher's iris measurements, "
         "in a plain loop and in parallel with default settings.",
     )
-    made.add_argument("--permutations", type=_resamples, default=20_000, metavar="N")
-    made.add_argument("--bootstraps", type=_resamples, default=10_000, metavar="N")
+    made.add_argument("--permutations", type=_resamples, default=100_000, metavar="N")
+    made.add_argument("--bootstraps", type=_resamples, default=30_000, metavar="N")
     made.add_argument("--n-jobs", type=_workers, default=-1, metavar="N")
     made.add_argument("--seed", type=_seed, default=1936, metavar="N")
     return made
