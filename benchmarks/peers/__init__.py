@@ -74,3 +74,24 @@ def can_run(name: str, row: Row) -> bool:
 def chunk_size(length: int, n_jobs: int) -> int:
     """Return the batch size of `multiprocessing.Pool.map`: a quarter of a share."""
     return max(1, -(-length // (4 * n_jobs)))
+
+
+def cold(importing: str, call: str) -> dict[str, str]:
+    """Return the cold program texts of a peer.
+
+    Parameters
+    ----------
+    importing : str
+        The import that a user of the library writes.
+    call : str
+        Statements that run ``function`` on four numbers with two workers, and leave
+        what came out in ``result``.
+    """
+    function = "from benchmarks.{} import {} as function"
+    return {
+        "first call": f"{importing}\n{function.format('tasks', 'tiny')}\n{call}",
+        "first numpy call": (
+            f"{importing}\n{function.format('array_tasks', 'root')}\n{call}"
+        ),
+        "import": f"{importing}\nresult = None",
+    }

@@ -1,62 +1,23 @@
 """fastjob, with default settings."""
 
-import contextlib
+from benchmarks.peers import calls
 
 REQUIRES = "fastjob"
-KINDS = {"processes", "threads", "sequential", "dask", "ray", "sklearn"}
-ABILITIES = {"closure", "stream", "batch_size"}
+KINDS = calls.KINDS
+ABILITIES = calls.ABILITIES
+COLD = calls.cold_scripts("fastjob")
 
-_FIRST_CALL = """
-from fastjob import Parallel, delayed
-from benchmarks.{module} import {function} as function
-result = Parallel(n_jobs=2)(delayed(function)(i) for i in range(4))
-"""
-COLD = {
-    "first call": _FIRST_CALL.format(module="tasks", function="tiny"),
-    "first numpy call": _FIRST_CALL.format(module="array_tasks", function="root"),
-    "import": "from fastjob import Parallel, delayed; result = None",
+_BACKENDS = {
+    "processes": "processes",
+    "threads": "threading",
+    "dask": "dask",
+    "ray": "ray",
 }
-_BACKENDS = {"processes": "processes", "threads": "threading"}
-
-
-class Session:
-    """Calls of `fastjob.Parallel`; the library keeps its workers by itself."""
-
-    def __init__(self, kind, n_jobs, cluster):
-        from fastjob import Parallel, delayed
-
-        self._parallel, self._delayed = Parallel, delayed
-        self._cluster = cluster
-        self._options = {"n_jobs": 1 if kind == "sequential" else n_jobs}
-        if kind not in ("sequential", "sklearn"):
-            self._options["backend"] = _BACKENDS.get(kind, kind)
-
-    def run(self, function, items, **options):
-        delayed = self._delayed
-        parallel = self._parallel(**self._options, **options)
-        return parallel(delayed(function)(item) for item in items)
-
-    def stream(self, function, items):
-        return self.run(function, items, return_as="generator")
-
-    def joblib_backend(self):
-        """Make joblib's users run on fastjob, inside the returned context."""
-        import joblib
-
-        return joblib.parallel_config(backend="fastjob", n_jobs=self._options["n_jobs"])
-
-    def close(self):
-        self._cluster.close()
 
 
 def open_session(kind, n_jobs):
-    from benchmarks.peers import clusters
-
-    cluster = contextlib.ExitStack()
-    if kind in ("dask", "ray"):
-        cluster.enter_context(clusters.cluster(kind, n_jobs))
-    elif kind == "sklearn":
+    if kind == "sklearn":
         import fastjob
 
         fastjob.register_joblib()
-    return Session(kind, n_jobs, cluster)
+    return calls.Session("fastjob", kind, n_jobs, _BACKENDS.get(kind), "fastjob")

@@ -2,24 +2,18 @@
 
 import concurrent.futures
 
-from benchmarks.peers import chunk_size
+from benchmarks.peers import chunk_size, cold
 
 REQUIRES = "concurrent.futures"
 KINDS = {"processes", "threads"}
 ABILITIES = {"stream"}
 
-_FIRST_CALL = """
-from concurrent.futures import ProcessPoolExecutor
-from benchmarks.{module} import {function} as function
+_CALL = """
 if __name__ == "__main__":
     executor = ProcessPoolExecutor(2)
     result = list(executor.map(function, range(4)))
 """
-COLD = {
-    "first call": _FIRST_CALL.format(module="tasks", function="tiny"),
-    "first numpy call": _FIRST_CALL.format(module="array_tasks", function="root"),
-    "import": "from concurrent.futures import ProcessPoolExecutor; result = None",
-}
+COLD = cold("from concurrent.futures import ProcessPoolExecutor", _CALL)
 _EXECUTORS = {
     "processes": concurrent.futures.ProcessPoolExecutor,
     "threads": concurrent.futures.ThreadPoolExecutor,

@@ -3,24 +3,18 @@
 import multiprocessing
 import multiprocessing.pool
 
-from benchmarks.peers import chunk_size
+from benchmarks.peers import chunk_size, cold
 
 REQUIRES = "multiprocessing"
 KINDS = {"processes", "threads"}
 ABILITIES = {"stream"}
 
-_FIRST_CALL = """
-from multiprocessing import Pool
-from benchmarks.{module} import {function} as function
+_CALL = """
 if __name__ == "__main__":
     pool = Pool(2)
     result = pool.map(function, range(4))
 """
-COLD = {
-    "first call": _FIRST_CALL.format(module="tasks", function="tiny"),
-    "first numpy call": _FIRST_CALL.format(module="array_tasks", function="root"),
-    "import": "from multiprocessing.pool import Pool; result = None",
-}
+COLD = cold("from multiprocessing.pool import Pool", _CALL)
 
 
 class Session:

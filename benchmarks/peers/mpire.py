@@ -1,21 +1,17 @@
 """mpire's WorkerPool, kept alive from call to call."""
 
+from benchmarks.peers import cold
+
 REQUIRES = "mpire"
 KINDS = {"processes", "threads"}
 ABILITIES = {"stream"}
 
-_FIRST_CALL = """
-from mpire import WorkerPool
-from benchmarks.{module} import {function} as function
+_CALL = """
 if __name__ == "__main__":
     pool = WorkerPool(2)
     result = pool.map(function, range(4))
 """
-COLD = {
-    "first call": _FIRST_CALL.format(module="tasks", function="tiny"),
-    "first numpy call": _FIRST_CALL.format(module="array_tasks", function="root"),
-    "import": "from mpire import WorkerPool; result = None",
-}
+COLD = cold("from mpire import WorkerPool", _CALL)
 _METHODS = {"processes": "fork", "threads": "threading"}
 
 
