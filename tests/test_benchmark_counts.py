@@ -155,6 +155,15 @@ def test_a_rise_fails_the_command_and_an_update_accepts_it(counted, capsys):
     assert counts.run(make_options(only="calls")) == 0
 
 
+def test_an_update_of_everything_forgets_programs_that_are_no_more(counted):
+    version, exact = counts.build()
+    old = {"gone": {"pickles": 5.0}}
+    counted.write_text(json.dumps({version: old, exact: old, "2.7": old}))
+    assert counts.run(make_options(update=True)) == 0
+    found = {program.name: {"pickles": 1.0} for program in counts.PROGRAMS}
+    assert json.loads(counted.read_text()) == {version: found, "2.7": old}
+
+
 def test_another_library_is_counted_and_not_compared(counted, tmp_path):
     file = str(tmp_path / "joblib.json")
     assert counts.run(make_options(only="calls", library="joblib", json=file)) == 0
@@ -180,6 +189,13 @@ def test_a_program_that_fails_says_why():
         ValueError, match=r"(?s)calls failed: .*No module named 'nonsense'"
     ):
         counts._run("calls", 1, "nonsense", ())
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_what_a_call_pickles_is_counted_whoever_ran_which_batch():
+    program = counts.Program("shared_object", "batch", 20)
+    ((_, values),) = counts.count(program, "fastjob")
+    assert values["unpickles a call"] == values["pickles a call"] == 200
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
