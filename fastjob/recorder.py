@@ -32,7 +32,8 @@ Totals are exact, however long the run.  Spans are kept one by one up to `MAX_SP
 then neighbours on one lane are joined, the shortest first, to half that number, and
 the resolution is coarser from then on.  Events, longest tasks and calls are bounded
 likewise, and what was left out is counted.  One lock guards a recorder; it is held for
-about a microsecond a batch.
+about a microsecond a batch, to put a span in a list; sums are made of the spans when
+somebody asks.
 
 A recorder belongs to the process that made it: a forked child neither adds to it nor
 writes its file.
@@ -56,6 +57,9 @@ MAX_EVENTS = 1_000
 MAX_CALLS = 1_000
 MAX_LONGEST = 50
 
+# Reading the memory of a worker costs as much as recording ten batches.
+PEAK_INTERVAL_NS = 1_000_000_000
+
 # What is known of a batch besides its place and time; these add up when spans join.
 SUMS = (
     "busy",  # ns in which tasks ran
@@ -72,7 +76,8 @@ SUMS = (
 )
 # A span is a list: lane, call, start, end, first index, then the sums.
 LANE, CALL, START, END, FIRST, BUSY = range(6)
-TASKS, BATCHES = BUSY + 1, BUSY + 2
+TASKS = BUSY + 1
+LANE_SUMS = SUMS[:3]  # what the page says of each worker
 
 
 class Recorder:
@@ -108,12 +113,14 @@ class Recorder:
         self._last: list[list[int] | None] = []  # the newest span of each lane
         self._spans: list[list[int]] = []
         self._resolution = 0  # neighbours closer than this are one span
-        self._sums = [0] * len(SUMS)
+        # The sums of those that are not drawn: a span for each lane.
+        self._dropped: list[list[int]] = []
         self._events: list[dict[str, Any]] = []
         self._event_counts: dict[str, int] = {}
         self._longest: list[tuple[int, int, int, int, int]] = []
         self._calls: list[dict[str, Any]] = []
         self._n_calls = 0
+        self._peaks_read = self.begin
         self._open: dict[int, CallTimeline] = {}
         self._losses: dict[str, int] = {}
 
@@ -133,6 +140,7 @@ class Recorder:
         from fastjob.analysis import summarise
 
         with self._lock:
+            self._read_peaks()
             calls = [*self._calls, *(call.facts() for call in self._open.values())]
             losses = dict(self._losses)
             for call in self._open.values():
@@ -146,10 +154,10 @@ class Recorder:
                 "end": monotonic_ns() - self.begin,
                 "n_calls": self._n_calls,
                 "calls": [{**c, **self._relative(c)} for c in calls[:MAX_CALLS]],
-                "lanes": [dict(facts) for facts in self._lane_facts],
+                "lanes": self._lanes_with_sums(),
                 "columns": ["lane", "call", "start", "end", "first", *SUMS],
                 "spans": [self._relative_span(span) for span in self._spans],
-                "totals": dict(zip(SUMS, self._sums, strict=True)),
+                "totals": self._totals(),
                 "losses": losses,
                 "events": [{**e, "time": e["time"] - self.begin} for e in self._events],
                 "event_counts": dict(self._event_counts),
@@ -195,6 +203,20 @@ class Recorder:
         begin = self.begin
         return [*span[:START], span[START] - begin, span[END] - begin, *span[FIRST:]]
 
+    def _totals(self) -> dict[str, int]:
+        spans = [*self._dropped, *self._spans]
+        columns = zip(*(span[BUSY:] for span in spans), strict=True)
+        sums = map(sum, columns) if spans else [0] * len(SUMS)
+        return dict(zip(SUMS, sums, strict=True))
+
+    def _lanes_with_sums(self) -> list[dict[str, Any]]:
+        lanes = [{**facts, **dict.fromkeys(LANE_SUMS, 0)} for facts in self._lane_facts]
+        for span in (*self._dropped, *self._spans):
+            facts = lanes[span[LANE]]
+            for name, value in zip(LANE_SUMS, span[BUSY:], strict=False):
+                facts[name] += value
+        return lanes
+
     def _lane(self, worker: int) -> int:
         """Number of a worker's lane; the lock is held."""
         lane = self._lanes.get(worker)
@@ -203,26 +225,15 @@ class Recorder:
             kind = "caller" if worker == self.pid else "process"
             if kind == "process" and os.path.exists(f"/proc/self/task/{worker}"):
                 kind = "thread"
-            self._lane_facts.append(
-                {"worker": worker, "kind": kind, "busy": 0, "tasks": 0, "batches": 0}
-            )
+            self._lane_facts.append({"worker": worker, "kind": kind})
             self._last.append(None)
         return lane
 
-    def _add(self, call: CallTimeline, span: list[int]) -> None:
+    def _add(self, span: list[int]) -> None:
         """Add the span of one batch; the lock is held."""
-        lane = span[LANE]
-        facts = self._lane_facts[lane]
-        facts["busy"] += span[BUSY]
-        facts["tasks"] += span[TASKS]
-        facts["batches"] += 1
-        sums = self._sums
-        for i, value in enumerate(span[BUSY:]):
-            if value:
-                sums[i] += value
         if span[TASKS] == 1:
-            self._add_task(span[START], span[END], span[FIRST], lane, call.number)
-        last = self._last[lane]
+            self._add_task(span[START], span[END], span[FIRST], span[LANE], span[CALL])
+        last = self._last[span[LANE]]
         if (
             last is not None
             and last[CALL] == span[CALL]
@@ -231,7 +242,7 @@ class Recorder:
             _join(last, span)
             return
         self._spans.append(span)
-        self._last[lane] = span
+        self._last[span[LANE]] = span
         if len(self._spans) >= MAX_SPANS:
             self._coarsen()
 
@@ -268,7 +279,19 @@ class Recorder:
             step *= 2
         if len(self._spans) > MAX_SPANS // 2:
             # Very many short calls: their totals stay, the oldest are not drawn.
-            del self._spans[: MAX_SPANS // 2]
+            self._drop(MAX_SPANS // 2)
+
+    def _drop(self, n: int) -> None:
+        """Keep of the oldest spans only one for each lane, with their sums."""
+        kept: dict[int, list[int]] = {}
+        for span in (*self._dropped, *self._spans[:n]):
+            before = kept.setdefault(span[LANE], span)
+            if before is not span:
+                _join(before, span)
+        self._dropped = list(kept.values())
+        del self._spans[:n]
+        # What comes next must not be joined to a span that is counted no more.
+        self._last = [None] * len(self._last)
 
     def _end_call(self, call: CallTimeline) -> None:
         with self._lock:
@@ -277,11 +300,16 @@ class Recorder:
             add_up(self._losses, call.losses())
             if len(self._calls) < MAX_CALLS:
                 self._calls.append(call.facts())
-            for worker, lane in self._lanes.items():
-                facts = self._lane_facts[lane]
-                if facts["kind"] == "process":
-                    peak = _peak_memory(worker)
-                    facts["peak_memory"] = max(peak, facts.get("peak_memory", 0))
+            if monotonic_ns() - self._peaks_read > PEAK_INTERVAL_NS:
+                self._read_peaks()
+
+    def _read_peaks(self) -> None:
+        """Note the memory of the workers there are; the lock is held."""
+        self._peaks_read = monotonic_ns()
+        for facts in self._lane_facts:
+            if facts["kind"] == "process":
+                peak = _peak_memory(facts["worker"])
+                facts["peak_memory"] = max(peak, facts.get("peak_memory", 0))
 
 
 class CallTimeline:
@@ -305,7 +333,6 @@ class CallTimeline:
         self._total = total
         self._write = write
         self._end_ns = 0
-        self._caller_ns = 0
         # Of each lane: first start, last end, busy, tasks.
         self._lanes: dict[int, list[int]] = {}
 
@@ -338,15 +365,13 @@ class CallTimeline:
                     mine[1] = end_ns
                 mine[2] += busy
                 mine[3] += n_tasks
-            self._caller_ns += input_ns + pickle_ns + unpickle_ns
-            recorder._add(
-                self,
-                [
-                    *(lane, self.number, start_ns, end_ns, first_index),
-                    *(busy, n_tasks, 1, input_ns, pickle_ns, wait_ns, copy_ns),
-                    *(unpickle_ns, cpu_ns, bytes_out, bytes_in),
-                ],
-            )
+            # fmt: off
+            recorder._add([
+                lane, self.number, start_ns, end_ns, first_index, busy, n_tasks, 1,
+                input_ns, pickle_ns, wait_ns, copy_ns, unpickle_ns, cpu_ns,
+                bytes_out, bytes_in,
+            ])
+            # fmt: on
 
     def task(self, worker: int, start_ns: int, end_ns: int, index: int) -> None:
         """Record one long task of a batch of several."""

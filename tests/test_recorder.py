@@ -152,12 +152,15 @@ def test_very_many_short_calls_are_bounded_too(made, monkeypatch):
     monkeypatch.setattr(recorder, "MAX_CALLS", 10)
     for _ in range(1000):
         call = made.begin_call("processes", 1, 1)
-        call.batch(1_000_001, call.start_ns, call.start_ns + 5, 1, 0)
+        for first in range(3):
+            call.batch(1_000_001, call.start_ns, call.start_ns + 5, 1, first)
         ended(call, 10)
     data = made.data()
     assert len(data["spans"]) <= 64
     assert len(data["calls"]) == 10
-    assert data["n_calls"] == data["totals"]["tasks"] == 1000
+    assert data["n_calls"] == 1000
+    assert data["totals"]["tasks"] == data["lanes"][0]["tasks"] == 3000
+    assert data["totals"]["busy"] == data["lanes"][0]["busy"] == 15_000
     assert data["losses"]["wall"] == 10_000
 
 
@@ -208,13 +211,37 @@ def test_batches_of_many_threads_are_all_counted(made):
     assert data["totals"]["batches"] == len(data["spans"]) == 4 * 500
 
 
-def test_the_peak_memory_of_a_worker_process_is_read_when_a_call_ends(made):
+def test_the_peak_memory_of_a_worker_process_is_read_at_the_end(made):
     if not os.path.exists("/proc/1/status"):
         pytest.skip("needs /proc")
     call = made.begin_call("processes", 1, None)
     call.batch(os.getppid(), call.start_ns, call.start_ns + 1, 1, 0)
     ended(call, 10)
     assert made.data()["lanes"][0]["peak_memory"] > 0
+
+
+def test_the_memory_of_a_worker_is_read_once_a_second_while_calls_end(
+    made, monkeypatch
+):
+    read = []
+    monkeypatch.setattr(recorder, "_peak_memory", lambda pid: read.append(pid) or 7)
+
+    def call():
+        call = made.begin_call("processes", 1, None)
+        call.batch(1_000_001, call.start_ns, call.start_ns + 1, 1, 0)
+        ended(call, 10)
+
+    call()
+    made._peaks_read -= recorder.PEAK_INTERVAL_NS + 1
+    before = len(read)
+    call()
+    assert len(read) == before + 1
+    made._peaks_read += 1000 * recorder.PEAK_INTERVAL_NS  # a slow machine
+    call()
+    assert len(read) == before + 1
+    # The worker may be gone by now: what was seen of it stays.
+    monkeypatch.setattr(recorder, "_peak_memory", lambda pid: 0)
+    assert made.data()["lanes"][0]["peak_memory"] == 7
 
 
 def test_ending_twice_counts_once(made):
