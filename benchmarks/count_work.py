@@ -77,19 +77,29 @@ class Work:
             self._call(tasks.tiny, range(2))
         mark(1)
 
-    def batches(self, count: int) -> None:
+    def batches(self, count: int, **options: Any) -> None:
         """Batches of ten tiny tasks on processes, in one call."""
         self._warm()
         mark(0)
-        self._call(tasks.tiny, range(10 * count), batch_size=10)
+        self._call(tasks.tiny, range(10 * count), batch_size=10, **options)
         mark(1)
 
-    def tasks(self, count: int) -> None:
+    def batches_recorded(self, count: int) -> None:
+        """The same, with a recorder of the timeline that writes no file."""
+        from fastjob.recorder import Recorder
+
+        self.batches(count, timeline=Recorder("run.json"))
+
+    def tasks(self, count: int, **options: Any) -> None:
         """Tiny tasks on processes in batches of 1000, in one call."""
         self._warm()
         mark(0)
-        self._call(tasks.tiny, range(count), batch_size=1000)
+        self._call(tasks.tiny, range(count), batch_size=1000, **options)
         mark(1)
+
+    def tasks_with_progress(self, count: int) -> None:
+        """The same, with a function that is told of the progress."""
+        self.tasks(count, progress=bool)
 
     def closures(self, count: int) -> dict[str, float]:
         """Batches of ten tasks of one closure that holds a counted object."""
@@ -171,19 +181,23 @@ class Work:
             self._call(tasks.tiny, range(2), backend="threading")
         mark(1)
 
-    def thread_tasks(self, count: int) -> None:
+    def thread_tasks(self, count: int, **options: Any) -> None:
         """Tiny tasks on threads, in one call."""
         self._warm(backend="threading")
         mark(0)
-        self._call(tasks.tiny, range(count), backend="threading")
+        self._call(tasks.tiny, range(count), backend="threading", **options)
         mark(1)
 
-    def sequential_tasks(self, count: int) -> None:
+    def sequential_tasks(self, count: int, **options: Any) -> None:
         """Tiny tasks with ``n_jobs=1``, in one call."""
         self._call(tasks.tiny, range(2), n_jobs=1)
         mark(0)
-        self._call(tasks.tiny, range(count), n_jobs=1)
+        self._call(tasks.tiny, range(count), n_jobs=1, **options)
         mark(1)
+
+    def sequential_tasks_with_progress(self, count: int) -> None:
+        """The same, with a function that is told of the progress."""
+        self.sequential_tasks(count, progress=bool)
 
     def first_call(self, count: int) -> dict[str, float]:
         """The first call of a new interpreter, from nothing."""

@@ -138,21 +138,36 @@ def test_missing_tools_are_named(monkeypatch):
 def counted(monkeypatch, tmp_path):
     """Let `counts.run` find one pickle, and keep its record in a file of the test."""
     monkeypatch.setattr(shutil, "which", lambda tool: tool)
-    monkeypatch.setattr(
-        counts, "count", lambda program, library: [(program.name, {"pickles": 1.0})]
-    )
+    monkeypatch.setattr(counts, "count", lambda program, library: {"pickles": 1.0})
     monkeypatch.setattr(counts, "RECORD", tmp_path / "counts.json")
     return tmp_path / "counts.json"
 
 
 def test_a_rise_fails_the_command_and_an_update_accepts_it(counted, capsys):
     version, _ = counts.build()
-    counted.write_text(json.dumps({version: {"calls": {"pickles": 0.0}}}))
+    counted.write_text(json.dumps({version: {"calls, a call": {"pickles": 0.0}}}))
     assert counts.run(make_options(only="calls")) == 1
-    assert "RISEN: calls: pickles 0 -> 1" in capsys.readouterr().out
+    assert "RISEN: calls, a call: pickles 0 -> 1" in capsys.readouterr().out
     assert counts.run(make_options(only="calls", update=True)) == 0
-    assert json.loads(counted.read_text()) == {version: {"calls": {"pickles": 1.0}}}
+    assert json.loads(counted.read_text()) == {
+        version: {"calls, a call": {"pickles": 1.0}}
+    }
     assert counts.run(make_options(only="calls")) == 0
+
+
+def test_a_rise_must_be_found_again_and_the_record_holds_the_largest(
+    counted, monkeypatch
+):
+    version, _ = counts.build()
+    counted.write_text(json.dumps({version: {"calls, a call": {"pickles": 2.0}}}))
+    found = iter([5.0, 3.0, 2.0])
+    monkeypatch.setattr(counts, "count", lambda *_: {"pickles": next(found)})
+    assert counts.run(make_options(only="calls")) == 0
+    found = iter([5.0, 3.0, 4.0])
+    assert counts.run(make_options(only="calls")) == 1
+    found = iter([5.0, 7.0, 4.0])
+    assert counts.run(make_options(only="calls", update=True)) == 0
+    assert json.loads(counted.read_text())[version]["calls, a call"] == {"pickles": 7.0}
 
 
 def test_an_update_of_everything_forgets_programs_that_are_no_more(counted):
@@ -160,14 +175,15 @@ def test_an_update_of_everything_forgets_programs_that_are_no_more(counted):
     old = {"gone": {"pickles": 5.0}}
     counted.write_text(json.dumps({version: old, exact: old, "2.7": old}))
     assert counts.run(make_options(update=True)) == 0
-    found = {program.name: {"pickles": 1.0} for program in counts.PROGRAMS}
+    names = [f"{program.name}, a {program.unit}" for program in counts.PROGRAMS]
+    found = {name: {"pickles": 1.0} for name in names}
     assert json.loads(counted.read_text()) == {version: found, "2.7": old}
 
 
 def test_another_library_is_counted_and_not_compared(counted, tmp_path):
     file = str(tmp_path / "joblib.json")
     assert counts.run(make_options(only="calls", library="joblib", json=file)) == 0
-    assert json.loads(Path(file).read_text()) == {"calls": {"pickles": 1.0}}
+    assert json.loads(Path(file).read_text()) == {"calls, a call": {"pickles": 1.0}}
     assert not counted.exists()
 
 
@@ -194,14 +210,12 @@ def test_a_program_that_fails_says_why():
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_what_a_call_pickles_is_counted_whoever_ran_which_batch():
     program = counts.Program("shared_object", "batch", 20)
-    ((_, values),) = counts.count(program, "fastjob")
+    values = counts.count(program, "fastjob")
     assert values["unpickles a call"] == values["pickles a call"] == 200
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_a_real_trace_of_the_sequential_loop_holds_no_system_call_a_task():
-    (found,) = counts.count(counts.Program("sequential_tasks", "task", 5000), "fastjob")
-    name, values = found
-    assert name == "sequential_tasks, a task"
+    values = counts.count(counts.Program("sequential_tasks", "task", 5000), "fastjob")
     assert values["caller syscalls"] < 0.01
     assert values["processes"] == values["threads"] == values["bytes sent"] == 0
