@@ -167,8 +167,10 @@ def _input_text(data: dict[str, Any], share: float) -> str:
 def _explain_between(data: dict[str, Any], share: float) -> tuple[str, str]:
     totals, wall = data["totals"], data["losses"]["wall"]
     pickling = totals["pickle"] + totals["unpickle"]
+    # Each worker copies what it returns: by the clock, all of them at a time.
+    copying = totals["copy"] // max(call["n_jobs"] for call in data["calls"])
     spent, kind = max(
-        (totals["input"], "input"), (pickling, "pickling"), (totals["copy"], "copying")
+        (totals["input"], "input"), (pickling, "pickling"), (copying, "copying")
     )
     mean = totals["busy"] / totals["tasks"]
     if spent > wall / 5:
@@ -178,9 +180,10 @@ def _explain_between(data: dict[str, Any], share: float) -> tuple[str, str]:
         if kind == "pickling":
             return (
                 kind,
-                f"Pickling: workers waited {share:.0%} of their time while the caller "
-                f"took {format_time(spent)} ({spent / wall:.0%} of the run) to pickle "
-                f"arguments and unpickle results, {format_bytes(moved)} in all. Pass "
+                f"Pickling: workers waited {share:.0%} of their time while arguments "
+                "and results were pickled and unpickled, which took "
+                f"{format_time(spent)} ({spent / wall:.0%} of the run), for "
+                f"{format_bytes(moved)} in all. Pass "
                 "arrays rather than lists, share what is common to many tasks, or use "
                 "backend='threading'.",
             )

@@ -66,11 +66,11 @@ SUMS = (
     "tasks",
     "batches",
     "input",  # ns in the caller: taking the tasks from the input
-    "pickle",  # ns in the caller: pickling arguments
+    "pickle",  # ns: pickling arguments in the caller, results in the worker
     "wait",  # ns between the sending of a batch and its start
-    "copy",  # ns: copying large buffers to and from shared memory
+    "copy",  # ns in the worker: pickling results and copying their large buffers
     "unpickle",  # ns in the caller: decoding results
-    "cpu",  # ns of processor time that the tasks used
+    "cpu",  # ns of processor time that the tasks used; worker processes only
     "bytes_out",
     "bytes_in",
 )

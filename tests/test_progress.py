@@ -4,13 +4,15 @@ import io
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
 
-from fastjob import progress
+from fastjob import Parallel, delayed, progress
 from fastjob._core.call import Counters
 from fastjob.progress import Progress, ProgressBar, format_line
+from fastjob.running import REPORT_INTERVAL
 
 
 class Clock:
@@ -151,6 +153,20 @@ def test_a_callable_gets_the_record(counters):
     bar.update(1)
     bar.close()
     assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (4, 4, 0)
+
+
+@pytest.mark.parametrize("backend", ["processes", "threading", "sequential"])
+def test_tiny_tasks_are_counted_in_batches_or_at_intervals(backend, monkeypatch):
+    updates = []
+    monkeypatch.setattr(ProgressBar, "update", lambda self, n: updates.append(n))
+    begin = time.monotonic()
+    Parallel(n_jobs=2, backend=backend, batch_size=1000, progress=lambda state: None)(
+        delayed(abs)(i) for i in range(20_000)
+    )
+    elapsed = time.monotonic() - begin
+    assert sum(updates) == 20_000
+    most = 200 if backend == "processes" else elapsed / REPORT_INTERVAL + 3
+    assert len(updates) <= most
 
 
 def test_an_error_of_the_callable_reaches_the_engine(counters):

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import fastjob
-from fastjob import recording
+from fastjob import Parallel, delayed, recording
 from fastjob.recorder import Recorder
 from fastjob.recording import record_call, recorder_for, timeline
 
@@ -86,6 +87,69 @@ def test_the_variable_records_all_calls_and_writes_when_the_process_ends(tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def burn(seconds):
+    """Use the processor for so long, by its own clock; return what was used."""
+    begin = time.process_time()
+    while time.process_time() - begin < seconds:
+        pass
+    return time.process_time() - begin
+
+
+def test_the_processor_time_of_tasks_in_workers_is_recorded(tmp_path):
+    made = Recorder(tmp_path / "run.json")
+    used = Parallel(n_jobs=2, timeline=made)(delayed(burn)(0.02) for _ in range(6))
+    first = made.data()["totals"]["cpu"]
+    assert first >= sum(used) * 1e9
+    Parallel(n_jobs=2, timeline=made)(delayed(time.sleep)(0.05) for _ in range(6))
+    # Nothing of the first call was taken for the second.
+    assert made.data()["totals"]["cpu"] - first < 6 * 0.05e9 / 2
+
+
+def test_what_pickling_and_copying_of_results_took_is_recorded(tmp_path):
+    np = pytest.importorskip("numpy")
+    lists, arrays = Recorder(tmp_path / "1.json"), Recorder(tmp_path / "2.json")
+    Parallel(n_jobs=2, timeline=lists)(delayed(list)(range(1000)) for _ in range(4))
+    Parallel(n_jobs=2, timeline=arrays)(delayed(np.ones)(10**6) for _ in range(4))
+    assert lists.data()["totals"]["copy"] == 0 < lists.data()["totals"]["pickle"]
+    assert arrays.data()["totals"]["copy"] > 0
+    assert arrays.data()["totals"]["bytes_in"] > 4 * 8 * 10**6
+
+
+def test_tiny_tasks_cost_the_timeline_a_batch_and_not_a_task(tmp_path, monkeypatch):
+    made = Recorder(tmp_path / "run.json")
+    told = []
+    monkeypatch.setattr(Recorder, "_add", lambda self, span: told.append(span))
+    tasks = (delayed(abs)(i) for i in range(20_000))
+    Parallel(n_jobs=2, batch_size=1000, timeline=made)(tasks)
+    # More than 20 only where a batch is split, or reported in parts.
+    assert 20 <= len(told) <= 200
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+def test_more_workers_than_processors_are_told_so(run_python):
+    done = run_python(
+        """
+        import os, time
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+        import fastjob
+        from fastjob import Parallel, delayed
+
+        def burn(seconds):
+            end = time.process_time() + seconds
+            while time.process_time() < end:
+                pass
+
+        with fastjob.timeline("run.json") as recorder:
+            Parallel(n_jobs=4)(delayed(burn)(0.1) for _ in range(12))
+        kinds = [reason["kind"] for reason in recorder.data()["summary"]]
+        print("oversubscription" in kinds, kinds)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True"), done.stdout
+
+
 def test_a_forked_child_neither_records_nor_writes(tmp_path):
     path = tmp_path / "run.json"
     script = f"""

@@ -82,6 +82,8 @@ cdef class Crew:
         """Get workers that know, of shared objects, none but those in `live`."""
         cdef Peer peer
         self.pool.lease(self.call.n_jobs, self.peers, self.call.options)
+        for peer in self.peers:
+            peer.measure(self.call.timeline is not None)
         if live is not None:
             for peer in self.peers:
                 peer.forget_unshared(live)
@@ -136,6 +138,7 @@ cdef class Crew:
         finally:
             if fresh:
                 self.peers[self.peers.index(peer)] = fresh[0]
+                (<Peer>fresh[0]).measure(self.call.timeline is not None)
         self.pool.release([peer])
         return 0
 

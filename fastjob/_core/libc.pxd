@@ -22,6 +22,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec *result)
     int CLOCK_MONOTONIC
+    int CLOCK_PROCESS_CPUTIME_ID
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -132,4 +133,11 @@ cdef extern from *:
 cdef inline int64_t now_ns() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+# Processor time of all threads of this process.
+cdef inline int64_t cpu_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec

@@ -19,7 +19,7 @@ from fastjob._core.crew cimport Crew
 from fastjob._core.libc cimport now_ns
 from fastjob._core.peer cimport Peer
 from fastjob._core.pickling cimport load, load_apart
-from fastjob._core.wire cimport APART, FAILED, Header
+from fastjob._core.wire cimport APART, FAILED, LOANS, Header
 
 import functools
 
@@ -200,14 +200,22 @@ cdef class Outcomes:
 
     cdef int record(self, Peer peer, Batch batch, Py_ssize_t at, const Header *head,
                     int64_t decoded, long long n_bytes) except -1:
-        """Tell the timeline of the tasks that a reply reports."""
+        """Tell the timeline of the tasks that a reply reports.
+
+        What the worker noted in its slot may include some of the next reply, which
+        then has so much less: the sums are right.
+        """
         cdef int64_t start = head.ended - head.stamp
+        cdef int64_t cpu = peer.slot.cpu, packed = peer.slot.packed
+        cdef int64_t packing = packed - peer.packed
+        cdef bint copied = head.flags & LOANS
         cdef bint first = at == 0
         self.call.timeline.batch(
             peer.slot.pid, start, head.ended, head.count, batch.index(at),
-            input_ns=batch.input_ns if first else 0,
-            pickle_ns=batch.pickle_ns if first else 0,
-            wait_ns=max(0, start - batch.sent_at) if first else 0,
-            unpickle_ns=decoded, bytes_out=batch.nbytes if first else 0,
-            bytes_in=n_bytes)
+            batch.input_ns if first else 0,
+            (batch.pickle_ns if first else 0) + (0 if copied else packing),
+            max(0, start - batch.sent_at) if first else 0,
+            packing if copied else 0, decoded, cpu - peer.cpu,
+            batch.nbytes if first else 0, n_bytes)
+        peer.cpu, peer.packed = cpu, packed
         return 0

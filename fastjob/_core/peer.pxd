@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from fastjob._core.batch cimport Batch
 from fastjob._core.capture cimport Constant
@@ -25,12 +25,14 @@ cdef class Peer:
     cdef public bint lost           # end of stream, or about to be killed
     cdef public bint retiring       # has said that it exits
     cdef bint timed_out             # killed, because its task took too long
+    cdef int64_t cpu, packed        # of the slot, when a reply was last recorded
     cdef object __weakref__
 
     cdef uint32_t unclaimed(self, Peer thief) noexcept
     cdef list take_back(self, uint32_t want, Peer thief)
     cdef int define(self, Constant constant, Store store) except -1
     cdef int send(self, Batch batch, bytes state, Store store) except -1
+    cdef int measure(self, bint wanted) noexcept
     cdef int adopt(self, bytes state) except -1
     cdef int introduce(self, bytes state) except -1
     cdef int forget_constant(self, uint32_t number) except -1

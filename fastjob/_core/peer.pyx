@@ -246,6 +246,12 @@ cdef class Peer:
         self.flush()
         return 0
 
+    cdef int measure(self, bint wanted) noexcept:
+        """Whether the worker is to note what its tasks use, in this call."""
+        self.slot.timed = wanted
+        self.cpu, self.packed = self.slot.cpu, self.slot.packed
+        return 0
+
     cdef int adopt(self, bytes state) except -1:
         """Tell the worker of the caller's state, unless it knows it."""
         if self.state != state:

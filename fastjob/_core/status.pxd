@@ -30,8 +30,14 @@ cdef struct Slot:
     int32_t status
     # Nursery: peak resident memory in KiB, from wait4.
     int64_t peak
+    # Caller: whether the worker is to note the next two, for a timeline.
+    int64_t timed
+    # Worker: processor time of its tasks, with that of their threads, ns.
+    int64_t cpu
+    # Worker: time it took to pickle results and to copy their buffers, ns.
+    int64_t packed
     # Pads the slot to two cache lines: neighbours never share one.
-    int64_t spare[10]
+    int64_t spare[7]
 
 
 cdef extern from *:

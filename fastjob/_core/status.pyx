@@ -107,7 +107,7 @@ cdef class StatusPage:
         slot.claim[0] = slot.claim[1] = 0
         slot.started = 0
         slot.running = slot.pid = slot.status = 0
-        slot.peak = 0
+        slot.peak = slot.timed = slot.cpu = slot.packed = 0
         slot.life = STARTING
 
     def born(self, int number, int pid):

@@ -22,7 +22,7 @@ from fastjob._core.arrays cimport Sharer
 from fastjob._core.capture cimport plain
 from fastjob._core.constants cimport constant, define, forget, known, reset
 from fastjob._core.lending cimport Link
-from fastjob._core.libc cimport POLLIN, now_ns, poll, pollfd
+from fastjob._core.libc cimport POLLIN, cpu_ns, now_ns, poll, pollfd
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
@@ -78,6 +78,7 @@ cdef class Worker:
     cdef Channel channel
     cdef StatusPage page
     cdef Slot *slot
+    cdef int64_t cpu            # processor time when the tasks of a reply began
     cdef object caller
     cdef Link link
     cdef Sharer results     # takes large buffers out of results
@@ -254,6 +255,7 @@ cdef class Worker:
 
         f = None
         self.notes.open = True
+        self.cpu = cpu_ns() if self.slot.timed else 0
         last = since = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
@@ -391,6 +393,8 @@ cdef class Worker:
         cdef list blocks = None
         cdef int64_t ended = now_ns()
         cdef uint32_t count = <uint32_t>len(results)
+        if self.slot.timed:
+            self.slot.cpu += cpu_ns() - self.cpu
         if flags & FINAL:
             self.caller.batch_ended()
         try:
@@ -415,11 +419,15 @@ cdef class Worker:
             data, failed = self.salvage(results, failures or [])
             if failed:
                 flags |= FAILED
+        if self.slot.timed:
+            self.slot.packed += now_ns() - ended
         self.notes.hold(flags & FINAL)
         try:
             self.send_reply(head, flags, count, busy, data, blocks, ended)
         finally:
             self.notes.release()
+        if self.slot.timed:
+            self.cpu = cpu_ns()
         return 0
 
     cdef int send_reply(self, Header head, int flags, uint32_t count, int64_t busy,
