@@ -57,7 +57,9 @@ PROGRAMS = (
     Program("first_call", "call", traced=1),
     Program("calls", "call", traced=50, weighed=(50, 250)),
     Program("batches", "batch", traced=100, weighed=(100, 500)),
+    Program("batches_recorded", "batch", traced=100, weighed=(100, 500)),
     Program("tasks", "task", traced=20_000, weighed=(10_000, 50_000)),
+    Program("tasks_with_progress", "task", weighed=(10_000, 50_000)),
     Program("closures", "batch", traced=100),
     Program("shared_object", "batch", traced=100),
     Program("shared_array", "task", traced=50),
@@ -66,6 +68,7 @@ PROGRAMS = (
     Program("thread_calls", "call", traced=50, weighed=(50, 250)),
     Program("thread_tasks", "task", traced=10_000, weighed=(10_000, 50_000)),
     Program("sequential_tasks", "task", traced=10_000, weighed=(10_000, 50_000)),
+    Program("sequential_tasks_with_progress", "task", weighed=(10_000, 50_000)),
 )
 
 #: Relative and absolute slack by metric.  Which of two workers answers first is not

@@ -144,7 +144,7 @@ def test_more_workers_than_processors_are_told_so(run_python):
             Parallel(n_jobs=4)(delayed(burn)(0.1) for _ in range(12))
         kinds = [reason["kind"] for reason in recorder.data()["summary"]]
         print("oversubscription" in kinds, kinds)
-        """
+        """.replace("\n        ", "\n")
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True"), done.stdout
