@@ -6,21 +6,32 @@ import heapq
 from contextlib import nullcontext
 
 from fastjob._core.pickling import dumps
-from fastjob.backends.cluster import ClusterCalls, Lost, run_batch
+from fastjob.backends.cluster import Killed, Lost
+from fastjob.backends.cluster_calls import ClusterCalls, run_batch
 
 
 class InlineTransport:
-    """Runs each batch when the engine waits for one; loses those that it is told to."""
+    """Runs each batch when the engine waits for one.
+
+    Parameters
+    ----------
+    lose : set of int
+        Tasks whose batches are lost.
+    kill : set of int
+        Tasks that kill their worker; the next batch in the queue was given to it too.
+    """
 
     n_workers = 2
 
-    def __init__(self, lose=()):
+    def __init__(self, lose=(), kill=()):
         self.queue = []
         self.sent = []
         self.values = []
         self.cancelled = []
         self.closed = 0
         self.lose = lose
+        self.kill = kill
+        self.dead = []
 
     def submit(self, payload, shared, done):
         calls = ClusterCalls.arrived(payload, tuple(shared))
@@ -31,6 +42,8 @@ class InlineTransport:
         return job
 
     def fetch(self, job):
+        if job in self.dead:
+            raise Killed(certain=False)
         if any(index in self.lose for index in job[3]):
             raise Lost("the worker was struck by lightning")
         return run_batch(job[0], *job[1])
@@ -44,8 +57,13 @@ class InlineTransport:
 
     def block(self, jobs, timeout):
         if self.queue:
-            job = self.queue.pop(0)
-            job[2](job)
+            jobs = [self.queue.pop(0)]
+            if any(index in self.kill for index in jobs[0][3]):
+                jobs += self.queue[:1]
+                del self.queue[:1]
+                self.dead += jobs
+            for job in jobs:
+                job[2](job)
 
     def waiting(self):
         return nullcontext()

@@ -6,8 +6,9 @@ from fake_cluster import InlineTransport, SimulatedTransport
 
 from fastjob import TaskError, delayed
 from fastjob._core.call import Call
-from fastjob.backends.cluster import ClusterEngine, Parts, count_cluster, fingerprint
-from fastjob.errors import ClusterError
+from fastjob.backends.cluster import ClusterEngine, count_cluster
+from fastjob.backends.cluster_calls import Parts, fingerprint
+from fastjob.errors import ClusterError, TerminatedWorkerError
 
 
 def square(x):
@@ -141,6 +142,40 @@ def test_a_lost_batch_is_sent_again_and_one_bad_task_takes_no_other_along():
 def test_a_task_that_is_always_lost_ends_the_call():
     with pytest.raises(ClusterError, match="lost task 0 3 times"):
         run(InlineTransport(lose={0}), [delayed(square)(1)] * 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_only_the_task_that_kills_its_worker_is_blamed(batch_size):
+    transport = InlineTransport(kill={5, 6, 70})
+    tasks = [delayed(square)(i) for i in range(100)]
+    results = run(transport, tasks, batch_size=batch_size, return_errors=True)
+    for index in (5, 6, 70):
+        error = results[index].exception
+        assert isinstance(error, TerminatedWorkerError)
+        assert f"task {index}: test_cluster.square({index})" in str(error)
+        assert results[index].index == index
+    assert [r for r in results if not isinstance(r, TaskError)] == [
+        i * i for i in range(100) if i not in {5, 6, 70}
+    ]
+
+
+def test_a_task_is_blamed_after_it_has_been_alone():
+    transport = InlineTransport(kill={2})
+    tasks = [delayed(square)(i) for i in range(50)]
+    with pytest.raises(TerminatedWorkerError, match=r"task 2: .*square\(2\)"):
+        run(transport, tasks, batch_size=1)
+    # Tasks 2 and 3 died; no new ones came before task 2 had died alone.
+    assert [list(job[3]) for job in transport.dead] == [[2], [3], [2]]
+    assert [i for indices, _ in transport.sent for i in indices] == [*range(6), 2]
+
+
+def test_a_lost_batch_is_sent_again_in_few_rounds():
+    transport = InlineTransport(lose={123})
+    tasks = [delayed(square)(i) for i in range(1000)]
+    results = run(transport, tasks, batch_size=1000, return_errors=True)
+    assert sum(isinstance(result, TaskError) for result in results) == 1
+    sizes = [len(indices) for indices, _ in transport.sent]
+    assert sizes == [1000, *[32] * 31, 8, *[1] * 32, 1, 1]
 
 
 def test_a_call_that_fails_cancels_what_is_in_flight():

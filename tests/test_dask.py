@@ -1,13 +1,16 @@
 """Calls on a real dask cluster: a scheduler and two worker processes."""
 
+import os
+import signal
 import sys
+import threading
 
 import leaks
 import pytest
 from cluster_tasks import ClusterTests, pid, square
 
 from fastjob import Parallel, delayed
-from fastjob.errors import ClusterError
+from fastjob.errors import ClusterError, TerminatedWorkerError
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [
@@ -23,10 +26,10 @@ STANDING = ("thread 'Dask-", "thread 'ThreadPoolExecutor", "thread 'Profile")
 FOLDER = "dask-scratch-space"
 
 
-def start(n_workers=2, **options):
+def start(n_workers=2, threads_per_worker=1, **options):
     return distributed.LocalCluster(
         n_workers=n_workers,
-        threads_per_worker=1,
+        threads_per_worker=threads_per_worker,
         processes=True,
         dashboard_address=None,
         **options,
@@ -120,21 +123,50 @@ def test_a_closed_client_is_an_error(client):
         Parallel(n_jobs=2, backend="dask", client=other)([delayed(square)(1)] * 3)
 
 
-def die(_):
-    import os
-    import signal
+# How many workers dask lets a task kill.
+DEATHS = 4
 
+
+def note(path):
+    with open(path, "a") as file:
+        file.write("x")
+
+
+def count(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def die(deaths, others):
+    """Kill the worker, at first only when `stay` runs on it."""
+    n = count(deaths)
+    while n < DEATHS and count(others) <= n:
+        threading.Event().wait(0.01)
+    note(deaths)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_task_that_always_kills_its_worker_is_named(client):
-    from fastjob.errors import TerminatedWorkerError
+def stay(deaths, others):
+    """Be there each time that `die` kills the worker."""
+    note(others)
+    while count(deaths) < DEATHS:
+        threading.Event().wait(0.01)
+    return "survived"
 
-    results = Parallel(n_jobs=2, backend="dask", on_error="return", batch_size=1)(
-        [delayed(die)(0), *(delayed(square)(i) for i in range(4))]
-    )
-    assert isinstance(results[0].exception, TerminatedWorkerError)
-    assert results[1:] == [0, 1, 4, 9]
+
+def test_a_task_that_always_kills_its_worker_is_named_and_no_other(tmp_path):
+    paths = str(tmp_path / "deaths"), str(tmp_path / "others")
+    with (
+        start(1, threads_per_worker=2, local_directory=str(tmp_path)) as cluster,
+        distributed.Client(cluster) as other,
+    ):
+        runner = Parallel(
+            n_jobs=2, backend="dask", client=other, on_error="return", batch_size=1
+        )
+        killer, neighbour = runner([delayed(die)(*paths), delayed(stay)(*paths)])
+    assert isinstance(killer.exception, TerminatedWorkerError)
+    assert "task 0: test_dask.die(" in str(killer.exception)
+    assert neighbour == "survived"
+    assert count(paths[0]) == 2 * DEATHS
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):

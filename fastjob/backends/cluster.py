@@ -12,32 +12,34 @@ run.  So there is nothing to lease and nothing to steal here, and the window of
   so `FIRST_BATCHES` are in flight until the size has stopped growing, and as many more
   whenever `RAMP_SECONDS` have passed without a result, which is as many as a scheduler
   can take in that time.
-- **One payload a batch.**  Tasks are pickled one by one when they are taken from the
-  input; callables once a call.  The scheduler only sees bytes.
-- **Large arguments once.**  A large argument that is met for the second time, by its
-  content, goes to the cluster once, and the tasks refer to it.  By content, and not by
-  identity: a buffer that is filled again between two tasks is another value.
+- **One payload a batch**, and large arguments once: see ``cluster_calls.py``.
 - **Lost batches.**  What the cluster has lost (a worker died more often than its
-  scheduler tolerates, data that was only there) is sent again in two halves, so that
-  one task that kills its worker is found and takes no other along.
+  scheduler tolerates, data that was only there) is sent again in parts, so that one
+  task that kills its worker is found and takes no other along.
+- **Trials.**  A scheduler that counts the deaths of workers counts them against all
+  that these workers had been given, not only against what they ran.  So a task that is
+  suspected runs once more when nothing else of the call does, and is blamed only if its
+  worker dies then too.  New batches wait meanwhile: a worker that dies costs seconds
+  in any case, and what killed it would take along what came after.
 
 A `Transport` is how one cluster is spoken to.  It may complete jobs in any thread.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import nullcontext
 
 from fastjob import failure
 from fastjob._core.autobatch import AutoBatch
-from fastjob._core.pickling import dumps, loads
-from fastjob.backends.batch import GuardedCalls
+from fastjob._core.pickling import loads
 from fastjob.backends.callback import CallbackEngine
-from fastjob.errors import ClusterError, ResultPicklingError, TerminatedWorkerError
+from fastjob.backends.cluster_calls import ClusterCalls, Parts
+from fastjob.errors import ClusterError, TerminatedWorkerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
             """Run ``run_batch(payload, *shared)``, then call ``done(job)``."""
 
         def fetch(self, job: Any) -> Any:
-            """What it returned.  Raises `Lost` if nobody will ever know."""
+            """What it returned.  Raises `Lost` or `Killed` if there is nothing."""
 
         def put(self, value: Any) -> Any:
             """Give the cluster a value; what `submit` takes among ``shared``."""
@@ -86,221 +88,27 @@ FIRST_BATCHES = 64
 RAMP_SECONDS = 0.05
 # How often a single task may be lost.
 MOST_LOSSES = 3
-
-_SMALL = (int, float, bool, complex, type(None), str, range)
+# Parts in which a lost batch is sent again.  Finding the task that kills its worker
+# takes a scheduler's whole patience with workers for each level: two for 1,000 tasks.
+PARTS = 32
 
 
 class Lost(Exception):
     """A batch whose outcome nobody will ever know."""
 
 
-class Shared:
-    """Stands for a large argument in a pickled task."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Shared, (self.number,)
-
-
-class ClusterCalls(GuardedCalls):
-    """A batch whose tasks and results are pickled one by one.
-
-    An item is a tuple: number of the function, pickled arguments, numbers of the
-    shared objects that they refer to.
-    """
-
-    functions: dict[int, bytes]
-    shared: list[Any]
-
-    @classmethod
-    def of(
-        cls, first: int, tasks: Iterable[Any], call: Call, parts: Parts
-    ) -> ClusterCalls:
-        """Capture tasks."""
-        calls = cls(first, (), call, True)
-        calls.functions = parts.functions
-        for index, (function, args, kwargs) in enumerate(tasks, first):
-            try:
-                number = parts.number_of(function)
-                args, kwargs, used = parts.share(args, kwargs)
-                item = number, dumps((args, kwargs)), used
-            except Exception as error:
-                if isinstance(error, (ClusterError, OSError, MemoryError)):
-                    raise
-                blamed = failure.blame(error, index, function, args, kwargs)
-                if not call.return_errors:
-                    raise blamed from error
-                packed = failure.pack(blamed, str(blamed))
-                item = parts.number_of(_raise), dumps(((packed,), {})), ()
-            calls.items.append(item)
-        return calls
-
-    def half(self, start: int, stop: int) -> ClusterCalls:
-        """Return a batch of some of the tasks, as they were captured."""
-        part = self.only(start)
-        part.items = self.items[start:stop]
-        return part  # type: ignore[return-value]
-
-    def payload(self) -> tuple[bytes, list[int]]:
-        """Return what is sent, and the numbers of the shared objects it needs."""
-        used = sorted({number for item in self.items for number in item[2]})
-        numbers = {item[0] for item in self.items}
-        functions = {number: self.functions[number] for number in numbers}
-        state = (functions, used, self.items, self.first, self.go_on)
-        return dumps((state, self.show_values, self.nested)), used
-
-    @classmethod
-    def arrived(cls, payload: bytes, shared: tuple[Any, ...]) -> ClusterCalls:
-        """Return the batch again, on the worker."""
-        state, show_values, nested = loads(payload)
-        calls = cls.__new__(cls)
-        functions, used, calls.items, calls.first, calls.go_on = state
-        calls.show_values = show_values
-        calls.nested = nested
-        calls.packed = True
-        calls.loaded = {n: loads(data) for n, data in functions.items()}
-        calls.objects = dict(zip(used, shared, strict=True))
-        return calls
-
-    loaded: dict[int, Any]
-    objects: dict[int, Any]
-
-    def load(self, item: Any) -> Any:
-        number, data, used = item
-        args, kwargs = loads(data)
-        if used:
-            args = tuple(self._found(arg) for arg in args)
-            kwargs = {name: self._found(arg) for name, arg in kwargs.items()}
-        return self.loaded[number], args, kwargs
-
-    def _found(self, arg: Any) -> Any:
-        return self.objects[arg.number] if type(arg) is Shared else arg
-
-    def dump(self, result: Any, offset: int, task: Any) -> bytes:
-        try:
-            return dumps(result)
-        except Exception as error:
-            function, args, kwargs = task
-            name, arguments = failure.shorten_parts(
-                function, args, kwargs, self.show_values
-            )
-            raise ResultPicklingError(
-                self.first + offset, name, arguments, type(result).__name__, str(error)
-            ) from error
-
-
-def _raise(packed: bytes) -> None:
-    """Stands for a task that could not be sent; fails like it."""
-    raise failure.unpack(packed)
-
-
-def run_batch(payload: bytes, *shared: Any) -> Any:
-    """On a worker: run a batch; what `GuardedCalls.run` returns."""
-    return ClusterCalls.arrived(payload, shared)()
-
-
-class Parts:
-    """What several tasks of a call have in common: callables and large arguments.
+class Killed(Exception):
+    """A batch that workers had when they died.
 
     Parameters
     ----------
-    put : callable
-        Gives a value to the cluster.
-    large : int
-        Size in bytes from which an argument is shared; -1 is never.
-    scatter : iterable
-        Arguments that are shared by identity, from the beginning.
+    certain : bool
+        Whether those workers had nothing else.
     """
 
-    def __init__(
-        self, put: Callable[[Any], Any], large: int, scatter: Iterable[Any] = ()
-    ) -> None:
-        self.put = put
-        self.large = large
-        self.functions: dict[int, bytes] = {}
-        # With the callable itself, which keeps its id from being used again.
-        self.known: dict[int, tuple[Any, int]] = {}
-        self.refs: list[Any] = []
-        self.by_id: dict[int, tuple[Any, int]] = {}
-        self.by_content: dict[Any, int | None] = {}
-        for value in scatter:
-            self.by_id[id(value)] = (value, len(self.refs))
-            self.refs.append(put(value))
-
-    def number_of(self, function: Any) -> int:
-        """Return the number of a callable; it is pickled when it is first met."""
-        known = self.known.get(id(function))
-        if known is None:
-            known = self.known[id(function)] = (function, len(self.functions))
-            self.functions[known[1]] = dumps(function)
-        return known[1]
-
-    def share(self, args: Any, kwargs: Any) -> tuple[Any, Any, tuple[int, ...]]:
-        """Replace large arguments that were met before; the numbers of what stands in.
-
-        Parameters
-        ----------
-        args, kwargs : sequence, mapping
-            Of a task; not changed.
-        """
-        found = [(at, self._number(arg)) for at, arg in enumerate(args)]
-        named = [(name, self._number(arg)) for name, arg in kwargs.items()]
-        numbers = [n for _, n in (*found, *named) if n is not None]
-        if not numbers:
-            return args, kwargs, ()
-        args = tuple(
-            arg if n is None else Shared(n)
-            for arg, (_, n) in zip(args, found, strict=True)
-        )
-        kwargs = {
-            name: kwargs[name] if n is None else Shared(n)  # in the order of kwargs
-            for name, n in named
-        }
-        return args, kwargs, tuple(numbers)
-
-    def _number(self, arg: Any) -> int | None:
-        if type(arg) in _SMALL:
-            return None
-        if self.by_id:
-            known = self.by_id.get(id(arg))
-            if known is not None:
-                return known[1]
-        size = getattr(arg, "nbytes", None)
-        if size is None and isinstance(arg, (bytes, bytearray)):
-            size = len(arg)
-        if self.large < 0 or not isinstance(size, int) or size < self.large:
-            return None
-        content = fingerprint(arg)
-        if content not in self.by_content:
-            # An argument of one task only would lie on the cluster for nothing.
-            self.by_content[content] = None
-            return None
-        number = self.by_content[content]
-        if number is None:
-            number = self.by_content[content] = len(self.refs)
-            self.refs.append(self.put(arg))
-        return number
-
-
-def fingerprint(value: Any) -> tuple[type, bytes]:
-    """Return what two equal values have in common and no two others.
-
-    Costs about a second for each gigabyte, a tenth of what sending it would.
-    """
-    import pickle
-    from hashlib import blake2b
-
-    digest = blake2b(digest_size=16)
-    buffers: list[pickle.PickleBuffer] = []
-    stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    digest.update(stream)
-    for buffer in buffers:
-        digest.update(buffer.raw())
-    return type(value), digest.digest()
+    def __init__(self, certain: bool) -> None:
+        self.certain = certain
+        super().__init__(certain)
 
 
 class Session:
@@ -420,6 +228,9 @@ class ClusterEngine(CallbackEngine):
         super().__init__(self.session, call)
         self.make_calls = _Maker(self.session)
         self.losses: dict[int, int] = {}
+        # Tasks to be tried alone, as `again` has them; and whether one is.
+        self.suspects: deque[tuple[Any, Any, int]] = deque()
+        self.trial = False
         self.first_batches = FIRST_BATCHES
 
     def _waits_for_first(self) -> bool:
@@ -440,6 +251,14 @@ class ClusterEngine(CallbackEngine):
             self.first_batches += FIRST_BATCHES
         return super()._give_up()
 
+    def _fill(self, tasks: Iterator[Any]) -> None:
+        if not self.suspects and not self.trial:
+            super()._fill(tasks)
+        elif not self.in_flight:
+            calls, task, attempts = self.suspects.popleft()
+            self.trial = True
+            self._submit(calls, [task], attempts)
+
     def _wait(self) -> _Batch | None:
         if self.ready.empty():
             self.session.block(self._patience())
@@ -447,10 +266,14 @@ class ClusterEngine(CallbackEngine):
 
     def _settle(self, batch: _Batch) -> list[tuple[int, list[Any]]]:
         self.session.forget(batch.calls)
-        if isinstance(batch.error, (Lost, TerminatedWorkerError)) and self._resend(
-            batch
-        ):
-            return []
+        trial, self.trial = self.trial, False
+        if isinstance(batch.error, (Lost, Killed)):
+            batch.live = False
+            if len(batch.tasks) > 1:
+                self._split(batch)
+                return []
+            if self._acquit(batch, trial):
+                return []
         if batch.error is None:
             results, _, (_, begin, end) = batch.outcome
             moved = sum(len(item[1]) for item in batch.calls.items)
@@ -458,25 +281,43 @@ class ClusterEngine(CallbackEngine):
             self.session.learn(len(results), end - begin, moved)
         return super()._settle(batch)
 
-    def _resend(self, batch: _Batch) -> bool:
-        """Send a lost batch again, in halves; False if it was lost too often."""
+    def _split(self, batch: _Batch) -> None:
+        """Send a batch again, in parts."""
         n = len(batch.tasks)
-        if n == 1:
-            losses = self.losses[batch.first] = self.losses.get(batch.first, 0) + 1
-            if losses >= MOST_LOSSES or isinstance(batch.error, TerminatedWorkerError):
-                if isinstance(batch.error, Lost):
-                    batch.error = ClusterError(
-                        f"The cluster has lost task {batch.first} {losses} times: "
-                        f"{batch.error}."
-                    )
-                return False
-        batch.live = False
-        middle = (n + 1) // 2
-        for start, stop in ((0, middle), (middle, n)):
-            if start < stop:
-                part = batch.calls.half(start, stop)  # type: ignore[attr-defined]
-                self._submit(part, batch.tasks[start:stop], batch.attempts)
-        return True
+        step = -(-n // PARTS)
+        for start in range(0, n, step):
+            tasks = batch.tasks[start : start + step]
+            part = batch.calls.part(start, start + step)  # type: ignore[attr-defined]
+            self._submit(part, tasks, batch.attempts)
+
+    def _acquit(self, batch: _Batch, trial: bool) -> bool:
+        """Have a single task run again; False, and its error, if it may not.
+
+        Parameters
+        ----------
+        batch : _Batch
+            Has one task, and has not come back.
+        trial : bool
+            Whether nothing else of the call was in flight.
+        """
+        index = batch.first
+        if isinstance(batch.error, Killed):
+            if not (trial or batch.error.certain):
+                self.suspects.append((batch.calls, batch.tasks[0], batch.attempts))
+                return True
+            name, shown = failure.shorten_parts(*batch.tasks[0], self.call.show_values)
+            blamed = TerminatedWorkerError(index, name, shown)
+            blamed.__cause__ = batch.error.__cause__
+            batch.error = blamed
+            return False
+        losses = self.losses[index] = self.losses.get(index, 0) + 1
+        if losses < MOST_LOSSES:
+            self._submit(batch.calls, batch.tasks, batch.attempts)
+            return True
+        batch.error = ClusterError(
+            f"The cluster has lost task {index} {losses} times: {batch.error}."
+        )
+        return False
 
 
 def count_cluster(n_jobs: int | None, total: int) -> int:

@@ -10,12 +10,13 @@ import distributed
 from fastjob.backends.base import ParallelBackendBase
 from fastjob.backends.cluster import (
     ClusterEngine,
+    Killed,
     Lost,
     count_cluster,
     no_context,
-    run_batch,
 )
-from fastjob.errors import ClusterError, FastjobError, TerminatedWorkerError
+from fastjob.backends.cluster_calls import run_batch
+from fastjob.errors import ClusterError, FastjobError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class DaskTransport:
             )
         failed = job.exception()
         if isinstance(failed, distributed.KilledWorker):
-            raise TerminatedWorkerError() from failed
+            # It counts whatever the worker had been given, not only what it ran.
+            raise Killed(certain=False) from failed
         if isinstance(failed, FastjobError):
             raise failed
         raise ClusterError(

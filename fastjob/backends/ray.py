@@ -9,12 +9,13 @@ import ray
 from fastjob.backends.base import ParallelBackendBase
 from fastjob.backends.cluster import (
     ClusterEngine,
+    Killed,
     Lost,
     count_cluster,
     no_context,
-    run_batch,
 )
-from fastjob.errors import ClusterError, FastjobError, TerminatedWorkerError
+from fastjob.backends.cluster_calls import run_batch
+from fastjob.errors import ClusterError, FastjobError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class RayTransport:
             ray.exceptions.WorkerCrashedError,
             ray.exceptions.OutOfMemoryError,
         ) as e:
-            raise TerminatedWorkerError() from e
+            raise Killed(certain=True) from e  # a worker of ray's has one task
         except (ray.exceptions.ObjectLostError, ray.exceptions.TaskCancelledError) as e:
             raise Lost(f"{type(e).__name__}: {e}") from e
         except FastjobError:
