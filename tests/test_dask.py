@@ -12,6 +12,7 @@ from cluster_tasks import ClusterTests, pid, square
 from fastjob import Parallel, delayed
 from fastjob.errors import ClusterError, TerminatedWorkerError
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 pytestmark = [
     pytest.mark.dask,
@@ -40,7 +41,8 @@ def start(n_workers=2, threads_per_worker=1, **options):
 def nothing_left_behind_by_module(temp_folder):
     before = leaks.Snapshot.take()
     yield
-    found = leaks.left_behind(before, pool_may_stay=False)
+    # Each of dask's standing threads is waited for that long.
+    found = leaks.left_behind(before, pool_may_stay=False, grace=1)
     found = [f for f in found if not f.startswith((*STANDING, "file descriptor"))]
     assert not [f for f in found if not f.endswith(FOLDER)]
 
@@ -123,10 +125,6 @@ def test_a_closed_client_is_an_error(client):
         Parallel(n_jobs=2, backend="dask", client=other)([delayed(square)(1)] * 3)
 
 
-# How many workers dask lets a task kill.
-DEATHS = 4
-
-
 def note(path):
     with open(path, "a") as file:
         file.write("x")
@@ -137,18 +135,17 @@ def count(path):
 
 
 def die(deaths, others):
-    """Kill the worker, at first only when `stay` runs on it."""
-    n = count(deaths)
-    while n < DEATHS and count(others) <= n:
+    """Kill the worker, the first time when `stay` runs on it."""
+    while not count(deaths) and not count(others):
         threading.Event().wait(0.01)
     note(deaths)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stay(deaths, others):
-    """Be there each time that `die` kills the worker."""
+    """Be there the first time that `die` kills the worker."""
     note(others)
-    while count(deaths) < DEATHS:
+    while not count(deaths):
         threading.Event().wait(0.01)
     return "survived"
 
@@ -156,6 +153,8 @@ def stay(deaths, others):
 def test_a_task_that_always_kills_its_worker_is_named_and_no_other(tmp_path):
     paths = str(tmp_path / "deaths"), str(tmp_path / "others")
     with (
+        # Dask blames what a worker had when it died the first time, and not the fourth.
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         start(1, threads_per_worker=2, local_directory=str(tmp_path)) as cluster,
         distributed.Client(cluster) as other,
     ):
@@ -166,7 +165,7 @@ def test_a_task_that_always_kills_its_worker_is_named_and_no_other(tmp_path):
     assert isinstance(killer.exception, TerminatedWorkerError)
     assert "task 0: test_dask.die(" in str(killer.exception)
     assert neighbour == "survived"
-    assert count(paths[0]) == 2 * DEATHS
+    assert count(paths[0]) == 2
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):
