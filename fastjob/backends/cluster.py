@@ -305,7 +305,10 @@ class ClusterEngine(CallbackEngine):
             if not (trial or batch.error.certain):
                 self.suspects.append((batch.calls, batch.tasks[0], batch.attempts))
                 return True
-            name, shown = failure.shorten_parts(*batch.tasks[0], self.call.show_values)
+            function, args, kwargs = batch.tasks[0]
+            name, shown = failure.shorten_parts(
+                function, args, kwargs, self.call.show_values
+            )
             blamed = TerminatedWorkerError(index, name, shown)
             blamed.__cause__ = batch.error.__cause__
             batch.error = blamed
