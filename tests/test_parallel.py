@@ -1,5 +1,7 @@
 """`Parallel` itself, on every backend."""
 
+import contextlib
+import io
 import json
 import operator
 import pickle
@@ -469,6 +471,63 @@ def test_a_patched_callback_sees_every_task(backend, monkeypatch):
     assert sum(seen) == 7
     list(Parallel(2, backend, "generator")(delayed(abs)(i) for i in range(7)))
     assert sum(seen) == 14
+
+
+@pytest.fixture
+def tqdm(monkeypatch):
+    module = pytest.importorskip("tqdm")
+    monkeypatch.setattr(module.tqdm, "monitor_interval", 0)  # no thread of its own
+    return module
+
+
+@contextlib.contextmanager
+def bar_of_all_calls(module, bar):
+    """The recipe that users of joblib patch a progress bar in with."""
+
+    class Updating(module.parallel.BatchCompletionCallBack):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+        def __call__(self, *args, **kwargs):
+            bar.update(n=self.batch_size)
+            return super().__call__(*args, **kwargs)
+
+    original = module.parallel.BatchCompletionCallBack
+    module.parallel.BatchCompletionCallBack = Updating
+    try:
+        yield bar
+    finally:
+        module.parallel.BatchCompletionCallBack = original
+        bar.close()
+
+
+@pytest.mark.parametrize("name", ["fastjob", "joblib"])
+def test_the_usual_recipe_for_a_bar_works_as_it_does_there(name, tqdm):
+    module = pytest.importorskip(name)
+    with bar_of_all_calls(module, tqdm.tqdm(total=9, file=io.StringIO())) as bar:
+        found = module.Parallel(n_jobs=2, backend="threading")(
+            module.delayed(abs)(-i) for i in range(9)
+        )
+    assert found == list(range(9))
+    assert bar.n == bar.total
+    with_bar = module.parallel.BatchCompletionCallBack
+    assert with_bar.__module__.startswith(name)  # it is as it was
+
+
+def test_the_usual_subclass_with_a_bar_works(backend, tqdm):
+    class WithBar(Parallel):
+        def __call__(self, *args, **kwargs):
+            with tqdm.tqdm(file=io.StringIO()) as self.bar:
+                return super().__call__(*args, **kwargs)
+
+        def print_progress(self):
+            self.bar.total = self.n_dispatched_tasks
+            self.bar.n = self.n_completed_tasks
+            self.bar.refresh()
+
+    parallel = WithBar(n_jobs=2, backend=backend)
+    assert parallel(delayed(abs)(-i) for i in range(9)) == list(range(9))
+    assert (parallel.bar.n, parallel.bar.total) == (9, 9)
 
 
 def test_nobody_is_told_where_nobody_listens(monkeypatch):

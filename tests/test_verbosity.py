@@ -3,10 +3,12 @@
 import io
 import re
 import sys
+import types
 
 import pytest
 
 from fastjob import Parallel, delayed, verbosity
+from fastjob._core.call import Counters
 
 
 def fail():
@@ -83,6 +85,52 @@ def test_a_plain_loop_says_what_joblib_says(verbose, n_tasks, sized, capsys):
         module.Parallel(n_jobs=1, verbose=verbose)(tasks if sized else iter(tasks))
         spoken.append(said(capsys))
     assert spoken[0] == spoken[1]
+
+
+def states(total):
+    """Every (dispatched, completed, more to come) of a call of so many tasks."""
+    for dispatched in range(total + 1):
+        for completed in range(dispatched + 1):
+            yield dispatched, completed, dispatched < total
+
+
+@pytest.mark.parametrize("verbose", [1, 2, 5, 10, 11, 49, 50, 100])
+@pytest.mark.parametrize("total", [1, 2, 9, 40])
+@pytest.mark.parametrize("sized", [True, False])
+def test_at_every_moment_of_a_call_the_words_are_joblibs(
+    verbose, total, sized, monkeypatch
+):
+    """Each is brought into the same state, at the same time, and asked to report."""
+    joblib = pytest.importorskip("joblib")
+    monkeypatch.setattr("fastjob.reporting.time", lambda: 1075.0)
+    clock = types.SimpleNamespace(time=lambda: 1075.0)
+    monkeypatch.setattr("joblib.parallel.time", clock)
+    ours = Parallel(n_jobs=2, verbose=verbose)
+    ours._counters = Counters()
+    theirs = joblib.Parallel(n_jobs=2, verbose=verbose)
+    said = []
+    monkeypatch.setattr(Parallel, "_print", lambda self, text: said.append(text))
+    monkeypatch.setattr(joblib.Parallel, "_print", lambda self, text: said.append(text))
+    n_said = 0
+    for dispatched, completed, more in states(total):
+        for parallel in (ours, theirs):
+            parallel._start_time = 1000.0
+            parallel._pre_dispatch_amount = 4
+            parallel._original_iterator = parallel if more else None
+            parallel.n_tasks = total if sized else None
+        ours._counters.dispatched_tasks = theirs.n_dispatched_tasks = dispatched
+        ours._counters.dispatched_batches = theirs.n_dispatched_batches = dispatched
+        ours._counters.completed_tasks = theirs.n_completed_tasks = completed
+        theirs._iterating = more
+        theirs._aborting = False
+        said.clear()
+        ours.print_progress()
+        mine = said.copy()
+        said.clear()
+        theirs.print_progress()
+        assert mine == said
+        n_said += len(mine)
+    assert n_said
 
 
 def test_a_parallel_call_begins_with_its_backend_and_ends_finished(
