@@ -30,6 +30,10 @@ A kill and an end race:
 
 Numbers are given out in turn, so in that moment nobody else has got it: the kill finds
 nothing. Once the thread has had the lock the number is not in `_pids` any more.
+
+Ctrl-C may come between any two steps of Python code in the main thread. A ``with`` of a
+lock written in C has no such step between taking it and being bound to give it back;
+that of a ``threading.Condition`` has one, and the workers' threads would wait for ever.
 """
 
 from __future__ import annotations
@@ -38,9 +42,8 @@ import errno
 import fcntl
 import os
 import sys
-import threading
 from _socket import SHUT_RDWR, socket
-from _thread import start_new_thread
+from _thread import RLock, allocate_lock, start_new_thread
 
 from fastjob._pool.spawned import LIFELINE, PAGE
 from fastjob._pool.starter import (
@@ -83,8 +86,10 @@ class Spawner(Starter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._changed = threading.Condition()
-        # All under the condition's lock.
+        self._lock = RLock()
+        #: Taken while there are workers: who waits for their end waits for it.
+        self._occupied = allocate_lock()
+        # All under the lock.
         self._pids: dict[int, int] = {}  # slot -> pid, from start to end
         self._links: dict[int, socket] = {}  # slot -> copy of the worker's end
         self._doomed: set[int] = set()  # slots to be killed as soon as they are born
@@ -120,7 +125,8 @@ class Spawner(Starter):
         argv = [sys.executable, *interpreter_options(), "-c", boot]
         environ = {"PYTHONHASHSEED": self._hash_seed, **os.environ, **ONE_THREAD}
         link = socket(fileno=copy_above(fd))
-        with self._changed:
+        with self._lock:
+            self._occupied.acquire(False)
             self._links[slot] = link
         try:
             start_new_thread(self._life, (slot, link, argv, environ))
@@ -147,7 +153,7 @@ class Spawner(Starter):
         except OSError as error:
             self.page.failed(slot, error.errno or 0)
         else:
-            with self._changed:
+            with self._lock:
                 self.page.born(slot, pid)
                 self._pids[slot] = pid
                 if slot in self._doomed:
@@ -157,7 +163,7 @@ class Spawner(Starter):
                 peak = usage.ru_maxrss // PEAK_UNIT
             except ChildProcessError:
                 status, peak = UNKNOWN, 0
-            with self._changed:
+            with self._lock:
                 del self._pids[slot]
                 end(pid)  # the rest of its group
             self.page.exited(slot, status, peak)
@@ -165,23 +171,24 @@ class Spawner(Starter):
 
     def _over(self, slot: int, link: socket) -> None:
         """End the stream of a worker that is gone: its fate is in the page."""
-        with self._changed:
+        with self._lock:
             shut(link)
             link.close()
             del self._links[slot]
             self._doomed.discard(slot)
             self._let_go()
-            self._changed.notify_all()
+            if not self._links and self._occupied.locked():
+                self._occupied.release()
 
     def kill(self, slot: int) -> None:
-        with self._changed:
+        with self._lock:
             if slot in self._pids:
                 end(self._pids[slot])
             elif slot in self._links:
                 self._doomed.add(slot)
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._lifeline >= 0:
                 os.close(self._lifeline)
                 self._lifeline = -1
@@ -206,15 +213,18 @@ class Spawner(Starter):
             link.close()
 
     def wait(self, seconds: float) -> bool:
-        with self._changed:
-            if self._lifeline >= 0:
-                return False
-            if not self._changed.wait_for(self._empty, min(seconds, FAREWELL)):
+        if self.alive():
+            return False
+        if not self._deserted(min(seconds, FAREWELL)):
+            with self._lock:
                 for pid in self._pids.values():
                     end(pid)
-            return self._changed.wait_for(self._empty, max(seconds - FAREWELL, 0))
+        return self._deserted(max(seconds - FAREWELL, 0))
 
-    def _empty(self) -> bool:
+    def _deserted(self, seconds: float) -> bool:
+        """Wait for the end of the last worker; whether it has come."""
+        if self._links and self._occupied.acquire(timeout=seconds):
+            self._occupied.release()  # for others who wait
         return not self._links
 
     def alive(self) -> bool:

@@ -60,6 +60,11 @@ def one_call(kind):
 def check():
     assert Parallel(2)(delayed(work)(i, 1) for i in range(20)) == list(range(20))
 
+# So that all is imported: an interrupt in the midst of Python's own import system can
+# leave its lock taken for ever, and then no other thread can import anything.
+for kind in range(4):
+    one_call(kind)
+pool.shutdown()
 print("ready", flush=True)
 turn = 0
 while shots < count:
