@@ -15,6 +15,7 @@ import pytest
 from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed, errors
+from fastjob._core.history import recalled, remember
 from fastjob._pool.pool import pool
 from fastjob._pool.starter import start_method
 
@@ -796,6 +797,65 @@ def test_a_warm_call_starts_no_process():
     assert pool.n_started == started
 
 
+class Traffic:
+    """What the caller has sent to, and read from, each of two warm workers since."""
+
+    def __init__(self):
+        pool.shutdown()
+        processes()(delayed(double)(i) for i in range(8))
+        self.peers = pool._idle[:]
+        assert len(self.peers) == 2
+        self.before = self.now()
+
+    def now(self):
+        return [(c.n_sends, c.n_receives, c.bytes_sent) for c in self.channels()]
+
+    def channels(self):
+        return [peer.channel for peer in self.peers]
+
+    def sends(self):
+        return sum(n for n, _, _ in self.now()) - sum(n for n, _, _ in self.before)
+
+    def receives(self):
+        return sum(n for _, n, _ in self.now()) - sum(n for _, n, _ in self.before)
+
+    def most_bytes(self):
+        pairs = zip(self.now(), self.before, strict=True)
+        return max(now[2] - before[2] for now, before in pairs)
+
+
+def test_a_batch_costs_one_send_and_at_most_one_receive():
+    traffic = Traffic()
+    run = processes(batch_size=1)
+    run(delayed(double)(i) for i in range(200))
+    assert run.n_dispatched_batches == 200
+    # What begins a call, and the function, travel with the first batch.
+    assert traffic.sends() == 200
+    # One read can bring several answers.
+    assert traffic.receives() <= 200
+
+
+def test_a_call_of_two_tiny_tasks_comes_to_wake_one_worker():
+    traffic = Traffic()
+
+    def sends():
+        before = traffic.sends()
+        assert processes()(delayed(double)(i) for i in range(2)) == [0, 2]
+        return traffic.sends() - before
+
+    # A worker that was held up makes the function look slow, for some calls.
+    until(lambda: sends() == 1)
+
+
+def test_two_tasks_that_wait_for_each_other_run_at_once_though_they_were_fast_before():
+    remember(meet, 100.0)
+    with Bell() as first, Bell() as second:
+        tasks = [(first, second), (second, first)]
+        found = processes()(delayed(meet)(*bells) for bells in tasks)
+    assert len(set(found)) == 2
+    assert recalled(meet) > 100.0  # the next call knows better
+
+
 class CountedCopies:
     """A callable that counts in this process how often it is pickled."""
 
@@ -838,6 +898,22 @@ def test_an_object_passed_to_every_task_is_sent_once_a_worker():
     for address, pid, _ in found:
         by_process.setdefault(pid, set()).add(address)
     assert all(len(addresses) == 1 for addresses in by_process.values())
+
+
+def test_an_object_passed_to_every_task_is_pickled_once_a_call():
+    table = CountedTable({i: f"{i:010000d}" for i in range(40)})
+    before = CountedTable.n_pickles
+    # A list: taking a task from it runs no code that could change the table.
+    found = processes()([delayed(loads_of)(table, i % 40) for i in range(200)])
+    assert [value for _, _, value in found] == [table[i % 40] for i in range(200)]
+    assert CountedTable.n_pickles == before + 1
+
+
+def test_an_object_passed_to_every_task_of_a_generator_travels_once_a_worker():
+    table = {i: f"{i:05000d}" for i in range(40)}  # 200 kB: through the socket
+    traffic = Traffic()
+    processes()(delayed(loads_of)(table, i % 40) for i in range(200))
+    assert traffic.most_bytes() < 300_000
 
 
 # -- options ----------------------------------------------------------------------

@@ -11,4 +11,7 @@ cdef class AutoBatch:
     cdef readonly long long probe           # tasks sent one by one before any guess
     cdef void ran(self, long long n, int64_t busy_ns, long long n_bytes) noexcept
     cdef void produced(self, long long n, int64_t spent_ns) noexcept
+    cdef readonly double busy_ns            # of all workers, so far
+    cdef int n_jobs
+    cdef void expect(self, double each_ns) noexcept
     cdef void _choose(self) noexcept

@@ -37,8 +37,9 @@ from fastjob._core.batch cimport Batch
 from fastjob._core.call cimport Call
 from fastjob._core.capture cimport Capture, Constant
 from fastjob._core.crew cimport Crew
+from fastjob._core.history cimport recalled, remember
 from fastjob._core.intake cimport Intake
-from fastjob._core.libc cimport POLLIN, POLLOUT, now_ns, poll, pollfd
+from fastjob._core.libc cimport POLLIN, POLLOUT, fj_poll, now_ns, pollfd
 from fastjob._core.outcomes cimport Outcomes
 from fastjob._core.peer cimport Peer
 from fastjob._core.results cimport ResultStream
@@ -57,8 +58,12 @@ cdef enum:
     # for longer than this; moving them costs about half of it.
     WORTH_STEALING_NS = 100_000
     # A signal that comes just before the wait, or an exception that another thread
-    # sets, does not end it: it is cut into pieces of this many milliseconds.
-    SLICE_MS = 100
+    # sets, does not end it: it is cut into pieces of this length.
+    SLICE_NS = 100_000_000
+    # How long tasks may lie before idle workers that seem not to be needed; doubled
+    # each time, up to a limit.
+    PATIENCE_NS = 150_000
+    MOST_PATIENCE_NS = 64_000_000
     # A batch whose workers died this often, without a task to blame, is blamed.
     MOST_DEATHS = 3
     # Pickles of constants from this many bytes on are dropped as soon as the call ends.
@@ -118,6 +123,7 @@ cdef class Dispatcher:
                 self.take_everything()
             self.loop()
             self.crew.settle()
+            self.leave_behind()
             done = True
         finally:
             self.intake.close()
@@ -174,7 +180,7 @@ cdef class Dispatcher:
 
     cdef Batch next_batch(self, Peer peer):
         cdef Batch batch
-        cdef int64_t room, n
+        cdef int64_t n
         cdef Py_ssize_t i
         for i in range(len(self.ready)):
             batch = self.ready[i]
@@ -186,7 +192,12 @@ cdef class Dispatcher:
             return batch
         if self.intake.exhausted:
             return None
-        n = self.tuner.size
+        n = self.allowed()
+        return self.take(n) if n > 0 else None
+
+    cdef int64_t allowed(self) except? -1:
+        """How many tasks may be taken from the input for one batch; 0 or less: none."""
+        cdef int64_t room, n = self.tuner.size
         if self.call.ahead > 0:
             if self.call.ahead_in_batches:
                 room = self.call.ahead * n
@@ -198,24 +209,41 @@ cdef class Dispatcher:
             # How far the reader may be behind: some batches, of the current size.
             self.stream.capacity = max(self.call.ahead, 4 * self.call.n_jobs * n)
             n = min(n, self.stream.room(self.intake.taken))
-        if n <= 0:
-            return None
-        return self.take(n)
+        return n
 
     cdef Batch take(self, Py_ssize_t n):
         """Up to `n` tasks from the input; None if there are no more."""
         cdef Batch batch = self.intake.begin()
+        cdef bint first = self.intake.taken == 0
+        self.fill(batch, 1 if first else n)
+        if first and batch.size() == 1 and not self.intake.exhausted:
+            if self.intake.last_f is not None and self.call.batch_size == 0:
+                # Now that the function is known, so may be how long its tasks take.
+                self.tuner.expect(recalled(self.intake.last_f))
+                n = max(n, self.allowed())
+            self.fill(batch, n)
+        n = batch.size()
+        if n == 0:
+            return None
+        self.outcomes.expect(n)
+        return batch
+
+    cdef int fill(self, Batch batch, Py_ssize_t n) except -1:
+        """Add tasks from the input to a batch until it has `n`, or had better go."""
         while not self.intake.fill(batch, n, SERVICE_NS):
             # A slow input: whoever waits gets what there is.
             self.service(0)
             if self.crew.someone_idle() or (
                     self.stream is not None and self.stream.closed):
                 break
-        n = batch.size()
-        if n == 0:
-            return None
-        self.outcomes.expect(n)
-        return batch
+        return 0
+
+    cdef int leave_behind(self) except -1:
+        """Leave behind, for the next call, how long the tasks of this one took."""
+        if self.tuner.seen and not self.intake.several:
+            if self.intake.last_f is not None:
+                remember(self.intake.last_f, self.tuner.busy_ns / self.tuner.seen)
+        return 0
 
     cdef int send(self, Peer peer, Batch batch) except -1:
         """Hand a batch to a peer; what the socket does not take goes later."""
@@ -265,8 +293,8 @@ cdef class Dispatcher:
 
     # -- waiting and reading ---------------------------------------------------
 
-    cdef int wait_time(self) except -2:
-        """Milliseconds to wait for the next event; -1 is for ever."""
+    cdef int64_t wait_time(self) except -2:
+        """Nanoseconds to wait for the next event; -1 is for ever."""
         cdef Peer peer
         cdef int64_t now, left, least = -1
         cdef bint idle = False, more = False
@@ -276,7 +304,7 @@ cdef class Dispatcher:
             for peer in self.peers:
                 if peer.slot.started > 0 and not peer.timed_out:
                     left = peer.slot.started + <int64_t>(self.call.timeout * 1e9) - now
-                    least = min(least, max(left, 0))
+                    least = min(least, max(left, 1_000_000))
         for peer in self.peers:
             if peer.lost:
                 continue
@@ -287,16 +315,13 @@ cdef class Dispatcher:
         if idle and more and self.intake.exhausted:
             # Too little to be worth moving when it was looked at; if it still lies
             # there in a moment, it was more than it seemed.
-            self.patience = min(2 * self.patience, 64.0) if self.patience else 1.0
-            left = <int64_t>(self.patience * 1e6)
-            least = left if least < 0 else min(least, left)
+            self.patience = min(max(2 * self.patience, PATIENCE_NS), MOST_PATIENCE_NS)
+            least = self.patience if least < 0 else min(least, self.patience)
         else:
             self.patience = 0
-        if least < 0:
-            return -1
-        return <int>min(least // 1000000 + 1, 1 << 30)
+        return least
 
-    cdef int service(self, int timeout) except -1:
+    cdef int service(self, int64_t timeout) except -1:
         """Wait for events, write what is pending, read what has come."""
         cdef Py_ssize_t n = PyList_GET_SIZE(self.peers), i
         cdef Peer peer
@@ -319,10 +344,10 @@ cdef class Dispatcher:
             waiting[n].fd = -1 if self.wake is None else self.wake.fd
             waiting[n].events = POLLIN
             waiting[n].revents = 0
-            if timeout < 0 or timeout > SLICE_MS:
-                timeout = SLICE_MS
+            if timeout < 0 or timeout > SLICE_NS:
+                timeout = SLICE_NS
             with nogil:
-                ready = poll(waiting, n + 1, timeout)
+                ready = fj_poll(waiting, n + 1, timeout)
             if ready < 0:
                 if errno != EINTR:
                     raise OSError(errno, os.strerror(errno))

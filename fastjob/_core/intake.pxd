@@ -15,6 +15,7 @@ cdef class Intake:
     cdef bint exhausted
     cdef int64_t taken          # tasks so far; the index of the next one
     cdef object last_f
+    cdef bint several           # tasks so far have several callables
     cdef Constant last_constant
 
     cdef int open(self, object tasks, bint streaming) except -1

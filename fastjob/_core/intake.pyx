@@ -129,6 +129,8 @@ cdef class Intake:
                 args = (f.__self__, *args)
                 f = f.__func__
             constant = self.function(f)
+            if self.taken > 0 and constant is not self.last_constant:
+                self.several = True
             if constant is not None:
                 self.last_f = f
                 self.last_constant = constant

@@ -39,13 +39,27 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
+    #include <poll.h>
     #include <stdint.h>
     #include <string.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
+    #include <time.h>
     #include <unistd.h>
 
     #define FJ_MAX_FDS 64
+
+    /* poll with a time in ns, rounded up to ms where the system has no finer one;
+       -1 is for ever. */
+    static int fj_poll(struct pollfd *fds, unsigned long n, int64_t ns)
+    {
+    #ifdef __linux__
+        struct timespec left = { ns / 1000000000, ns % 1000000000 };
+        return ppoll(fds, n, ns < 0 ? NULL : &left, NULL);
+    #else
+        return poll(fds, n, ns < 0 ? -1 : (int)((ns + 999999) / 1000000));
+    #endif
+    }
 
     #ifndef MSG_CMSG_CLOEXEC
     #define MSG_CMSG_CLOEXEC 0
@@ -124,6 +138,7 @@ cdef extern from *:
     enum:
         FJ_MAX_FDS
     int MSG_NOSIGNAL
+    int fj_poll(pollfd *fds, unsigned long nfds, int64_t ns) noexcept nogil
     ssize_t fj_send(int sock, const void *data, size_t size,
                     const int *fds, int n_fds, int flags) nogil
     ssize_t fj_recv(int sock, void *data, size_t size,

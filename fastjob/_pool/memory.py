@@ -36,9 +36,11 @@ def store_for(folder: Any, sharers: int = 1) -> Store:
         Processes that share the machine's bound on warm memory.
     """
     if folder is None:
-        folder = os.environ.get("FASTJOB_TEMP_FOLDER") or os.environ.get(
-            "JOBLIB_TEMP_FOLDER"
-        )
+        environ = os.environ
+        for name in ("FASTJOB_TEMP_FOLDER", "JOBLIB_TEMP_FOLDER"):
+            # Every call comes here, and a `get` that finds nothing is slow.
+            if name in environ:
+                folder = folder or environ[name] or None
     key = None if folder is None else os.fspath(folder)
     with _lock:
         store = _stores.get(key)
