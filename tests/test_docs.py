@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+import fastjob
+
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 FENCE = re.compile(
@@ -78,6 +80,19 @@ def test_code_that_is_not_run_is_valid(page):
     for kind, body, _ in blocks(page):
         if kind == "py":
             compile(body, page.name, "exec")
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^   (\w+)$", reference, re.MULTILINE)
+    assert sorted(listed) == sorted(set(fastjob.__all__) - {"__version__"})
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (CHECKOUT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.stem for page in PAGES if page.parent.name == "docs"} - {"index"}
+    trees = re.findall(r":::\{toctree\}\n(?::[^\n]*\n)*\n(.*?):::", index, re.DOTALL)
+    assert sorted(" ".join(trees).split()) == sorted(pages)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

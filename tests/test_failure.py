@@ -1,7 +1,9 @@
 """The way of an exception from a task to its caller."""
 
 import builtins
+import heapq
 import linecache
+import os
 import pickle
 import subprocess
 import sys
@@ -9,9 +11,20 @@ import threading
 import traceback
 
 import pytest
-from failing import caught, chained, in_context, suppressed
+from failing import (
+    caught,
+    chained,
+    grouped,
+    in_context,
+    noted,
+    suppressed,
+    too_deep,
+    warned,
+    wrong_syntax,
+)
 
-from fastjob import failure, tracetext
+import fastjob
+from fastjob import Parallel, delayed, failure, tracetext
 from fastjob.errors import RemoteTraceback, TaskPicklingError, UnpicklableExceptionError
 
 ExceptionGroup = getattr(builtins, "ExceptionGroup", Exception)
@@ -366,3 +379,57 @@ def test_source_that_only_the_caller_has_is_filled_in_there():
         del linecache.cache[name]
     assert tracetext.NO_SOURCE not in back.__cause__.text
     assert "--> 3     return n / 0" in back.__cause__.text
+
+
+# Through a call of Parallel
+
+forks_beside_threads = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+@forks_beside_threads
+@pytest.mark.parametrize("show_values", [True, False])
+def test_a_failure_is_shown_in_the_same_way_by_every_backend(backend, show_values):
+    parallel = Parallel(n_jobs=2, backend=backend, show_values=show_values)
+    with pytest.raises(TypeError) as info:
+        parallel([delayed(heapq.nlargest)(1, [2]), delayed(heapq.nlargest)(2, 3)])
+    assert isinstance(info.value.__cause__, RemoteTraceback)
+    text = str(info.value.__cause__)
+    assert "TypeError in task 1: heapq.nlargest" in text
+    assert f"Python {sys.version.split()[0]}" in text
+    assert ("nlargest(n=2, iterable=3, key=None)" in text) == show_values
+    assert ("nlargest(2, 3)" in text) == show_values
+    assert "--> " in text
+    assert os.path.dirname(fastjob.__file__) not in text
+    here = f"PID {os.getpid()}," in text
+    assert here == (backend in ("sequential", "threading"))
+
+
+@forks_beside_threads
+@pytest.mark.parametrize(
+    "function",
+    [
+        chained,
+        in_context,
+        suppressed,
+        pytest.param(grouped, marks=needs_groups),
+        pytest.param(noted, marks=needs_groups),
+        wrong_syntax,
+        too_deep,
+        warned,
+    ],
+)
+def test_what_a_task_raises_is_what_its_caller_gets(backend, function):
+    expected = caught(function)
+    with pytest.raises(type(expected)) as info:
+        Parallel(n_jobs=2, backend=backend)([delayed(abs)(1), delayed(function)()])
+    error = info.value
+    assert type(error) is type(expected)
+    if function is not too_deep:  # what it says depends on where the limit was met
+        assert error.args == expected.args or str(error) == str(expected)
+    assert getattr(error, "__notes__", []) == getattr(expected, "__notes__", [])
+    inner = [type(e) for e in getattr(error, "exceptions", ())]
+    assert inner == [type(e) for e in getattr(expected, "exceptions", ())]
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert type(error.__cause__.__cause__) is type(expected.__cause__)

@@ -9,10 +9,15 @@ import types
 
 import pytest
 
-from fastjob import Parallel, delayed, progress
+from fastjob import Parallel, delayed, parallel_config, progress
 from fastjob._core.call import Counters
 from fastjob.progress import Progress, ProgressBar, format_line
 from fastjob.running import REPORT_INTERVAL
+
+pytestmark = pytest.mark.filterwarnings(
+    # Python 3.12 and later, where the multiprocessing backend forks beside threads.
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 
 
 class Clock:
@@ -167,6 +172,30 @@ def test_tiny_tasks_are_counted_in_batches_or_at_intervals(backend, monkeypatch)
     assert sum(updates) == 20_000
     most = 200 if backend == "processes" else elapsed / REPORT_INTERVAL + 3
     assert len(updates) <= most
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_progress_of_every_kind_of_result(backend, n_jobs, return_as):
+    if backend == "multiprocessing" and return_as != "list":
+        pytest.skip("has no generators, as in joblib")
+    seen = []
+    with parallel_config(progress=seen.append):
+        parallel = Parallel(n_jobs=n_jobs, backend=backend, return_as=return_as)
+        results = parallel(delayed(abs)(i) for i in range(5))
+        assert sorted(results) == [0, 1, 2, 3, 4]
+    # A generator has no length.
+    assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (5, None, 0)
+
+
+def test_failures_and_retries_so_far_are_shown(backend, capsys):
+    parallel = Parallel(
+        n_jobs=2, backend=backend, progress="line", on_error="return", retries=1
+    )
+    parallel([delayed(int)(text) for text in ("1", "one", "2", "two")])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "4/4 (100%), " in last
+    assert last.endswith(", 2 failed, 2 retried")
 
 
 def test_an_error_of_the_callable_reaches_the_engine(counters):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import fastjob
-from fastjob import Parallel, delayed, recording
+from fastjob import Parallel, TerminatedWorkerError, delayed, recording
 from fastjob.recorder import Recorder
 from fastjob.recording import record_call, recorder_for, timeline
 
@@ -123,6 +123,28 @@ def test_tiny_tasks_cost_the_timeline_a_batch_and_not_a_task(tmp_path, monkeypat
     Parallel(n_jobs=2, batch_size=1000, timeline=made)(tasks)
     # More than 20 only where a batch is split, or reported in parts.
     assert 20 <= len(told) <= 200
+
+
+def fail_once(path):
+    """Fail the first time, for good the second time the worker with it."""
+    if not os.path.exists(path):
+        with open(path, "w"):
+            pass
+        raise ValueError("once")
+    os._exit(3)
+
+
+def test_retries_and_deaths_of_worker_processes_are_recorded(tmp_path):
+    made = Recorder(tmp_path / "run.json")
+    with pytest.raises(TerminatedWorkerError):
+        Parallel(n_jobs=2, timeline=made, retries=1)(
+            [delayed(fail_once)(tmp_path / "mark")]
+        )
+    counts = made.data()["event_counts"]
+    assert counts["retry"] == 1
+    assert counts["death"] >= 1
+    lanes = made.data()["lanes"]
+    assert {lanes[e["lane"]]["kind"] for e in made.data()["events"]} == {"process"}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
