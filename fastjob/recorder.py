@@ -233,14 +233,15 @@ class Recorder:
         """Add the span of one batch; the lock is held."""
         if span[TASKS] == 1:
             self._add_task(span[START], span[END], span[FIRST], span[LANE], span[CALL])
-        last = self._last[span[LANE]]
-        if (
-            last is not None
-            and last[CALL] == span[CALL]
-            and span[END] - last[START] < self._resolution
-        ):
-            _join(last, span)
-            return
+        if self._resolution:
+            last = self._last[span[LANE]]
+            if (
+                last is not None
+                and last[CALL] == span[CALL]
+                and span[END] - last[START] < self._resolution
+            ):
+                _join(last, span)
+                return
         self._spans.append(span)
         self._last[span[LANE]] = span
         if len(self._spans) >= MAX_SPANS:
@@ -356,7 +357,9 @@ class CallTimeline:
         recorder = self._recorder
         busy = end_ns - start_ns
         with self._lock:
-            lane = recorder._lane(worker)
+            lane = recorder._lanes.get(worker)
+            if lane is None:
+                lane = recorder._lane(worker)
             mine = self._lanes.get(lane)
             if mine is None:
                 self._lanes[lane] = [start_ns, end_ns, busy, n_tasks]
