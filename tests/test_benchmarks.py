@@ -302,6 +302,16 @@ def test_the_table_shows_medians_ratios_and_verdicts(outcomes):
     assert len({len(line) for line in lines[:4]}) == 1
 
 
+def test_a_row_of_another_size_says_so(outcomes):
+    assert report.title(outcomes[0]) == "A row"
+    outcomes[0].size = 2
+    assert report.title(outcomes[0]) == "A row [20 %]"
+    assert "| A row [20 %] |" in report.table(outcomes, BOTH)
+    assert report.row_json(outcomes[0])["title"] == "A row [20 %]"
+    outcomes[0].row = make_row(size=0)  # the row of a curve has no size of its own
+    assert report.title(outcomes[0]) == "A row"
+
+
 def test_the_json_holds_every_sample_and_survives_a_round_trip(outcomes, tmp_path):
     values = report.as_json(outcomes, "versus")
     report.write_json(str(tmp_path / "out.json"), values)
