@@ -1,16 +1,17 @@
-"""The command line: ``python -m benchmarks versus|limits|counts``."""
+"""The command line: ``python -m benchmarks versus|limits|counts|publish``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks import counts, limits, versus
+from benchmarks import counts, limits, publish, versus
 
 _COMMANDS = {
     "versus": (versus, "fastjob beside joblib and other peers"),
     "limits": (limits, "shares of physical limits, and how cost grows"),
     "counts": (counts, "what does not depend on the machine, against the record"),
+    "publish": (publish, "figures and tables of the docs, from a run of versus"),
 }
 
 

@@ -21,6 +21,10 @@ _COLOURS = {
 }
 
 
+#: The sides that have a colour, in the order of columns and bars.
+PEERS = tuple(_COLOURS)
+
+
 def draw(values: dict[str, Any], path: str) -> None:
     """Draw the ratios of a ``versus`` run.
 
@@ -79,6 +83,8 @@ def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("svg")
+    # Text stays text, and the same values give the same file.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastjob"})
     from matplotlib import pyplot
 
     return pyplot
@@ -118,7 +124,7 @@ def _bars(values: dict[str, Any]) -> str:
     if not rows:
         raise ValueError("no row has a ratio to draw")
     present = [n for n in _COLOURS if any(n in row["ratios"] for row in rows)]
-    height = 0.8 + sum(0.22 + 0.18 * len(row["ratios"]) for row in rows)
+    height = 0.8 + sum(0.14 + 0.18 * len(row["ratios"]) for row in rows)
     figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
     y, ticks = 0.0, []
     for row in rows:
@@ -129,8 +135,15 @@ def _bars(values: dict[str, Any]) -> str:
                 continue
             middle = found["median"]
             error = [[middle - found["low"]], [found["high"] - middle]]
+            # From 1, so that a side that is faster points to the left.
             axes.barh(
-                y, middle, 0.8, color=_COLOURS[name], xerr=error, ecolor="#555555"
+                y,
+                middle - 1,
+                0.8,
+                left=1,
+                color=_COLOURS[name],
+                xerr=error,
+                ecolor="#555555",
             )
             axes.text(found["high"] * 1.05, y, f"{middle:.3g}", va="center", size=7)
             y += 1
