@@ -48,6 +48,23 @@ def test_the_search_path_of_a_task_is_that_of_the_caller(tmp_path, monkeypatch):
     assert each(import_and_call, "found_by_path") == 42
 
 
+def command_line():
+    return sys.argv
+
+
+def test_the_command_line_of_a_task_is_that_of_the_caller(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", "--verbose"])
+    assert each(command_line) == ["program", "--verbose"]
+    sys.argv.append("file")
+    assert each(command_line) == ["program", "--verbose", "file"]
+    each(spoil_the_command_line)
+    assert each(command_line) == ["program", "--verbose", "file"]
+
+
+def spoil_the_command_line():
+    sys.argv.clear()
+
+
 def import_and_call(name):
     return __import__(name).answer()
 

@@ -1,9 +1,9 @@
 """What a worker must share with its caller besides the task itself.
 
-The caller's environment, working directory, search path, warning filters, log levels
-and context variables, and the key of its ``multiprocessing`` managers, can change
-between two calls. `capture` takes them at the start of a call; a worker adopts them
-before its first task of that call (`Adopted`). A worker that has been used before
+The caller's environment, working directory, search path, command line, warning filters,
+log levels and context variables, and the key of its ``multiprocessing`` managers, can
+change between two calls. `capture` takes them at the start of a call; a worker adopts
+them before its first task of that call (`Adopted`). A worker that has been used before
 therefore sees what a new one would: what tasks of earlier calls did to this state is
 undone, and a worker whose modules have changed on disk ends.
 """
@@ -54,6 +54,7 @@ def capture(call: Call) -> bytes:
         os.environ._data.copy(),  # type: ignore[attr-defined] # decoding costs 30 us
         working_directory(),
         sys.path[:],
+        [str(argument) for argument in sys.argv],
         current_filters()[:],
         capture_levels(),
         capture_variables(),
@@ -87,8 +88,9 @@ def capture(call: Call) -> bytes:
             "path": key[2],
             "filters": plain_filters(),
             "forward": call.forward_logs,
-            "levels": key[4],
-            "variables": key[5],
+            "argv": key[3],
+            "levels": key[5],
+            "variables": key[6],
             "share": share,
             "threads": (share, False) if limit is None else (limit, True),
             "nested": call.nested,
@@ -280,6 +282,8 @@ class Adopted:
             self.raw_environ = raw.copy()
         if sys.path != self.state["path"]:
             sys.path[:] = self.state["path"]
+        if sys.argv != self.state["argv"]:
+            sys.argv[:] = self.state["argv"]
         cwd = self.state["cwd"]
         if cwd is not None and working_directory() != cwd:
             os.chdir(cwd)
