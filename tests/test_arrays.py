@@ -361,6 +361,60 @@ def test_copies_of_buffers_without_an_array_are_bounded():
     store.close()
 
 
+def test_copies_of_arrays_that_were_used_once_are_bounded():
+    store = Store(warm_limit=2_000_000)
+    sharer = Sharer(store, SMALL)
+    arrays = [np.full(50_000, i) for i in range(20)]
+    for array in arrays:
+        encode(array, sharer)
+    store.collect()
+    assert store.live_blocks == 5  # of 400 kB
+    encode(arrays[-1], sharer)
+    assert store.copies == 20
+    # Given up, so copied again.
+    encode(arrays[0], sharer)
+    assert store.copies == 21
+    store.close()
+
+
+def test_a_copy_that_two_tasks_have_used_is_kept():
+    store = Store(warm_limit=2_000_000)
+    sharer = Sharer(store, SMALL)
+    common = np.ones(50_000)
+    encode(common, sharer)
+    encode(common, sharer)
+    arrays = [np.full(50_000, i) for i in range(20)]
+    for array in arrays:
+        encode(array, sharer)
+    encode(common, sharer)
+    assert store.copies == 21
+    store.close()
+
+
+def test_an_array_beyond_the_bound_is_copied_once():
+    store = Store(warm_limit=1000)
+    sharer = Sharer(store, SMALL)
+    common = np.ones(50_000)
+    for _ in range(5):
+        encode(common, sharer)
+    assert store.copies == 1
+    store.close()
+
+
+def test_the_bound_forgets_arrays_that_are_gone():
+    store = Store(warm_limit=2_000_000)
+    sharer = Sharer(store, SMALL)
+    kept = [np.full(50_000, i) for i in range(3)]
+    for array in kept:
+        encode(array, sharer)
+    for i in range(20):
+        encode(np.full(50_000, i), sharer)
+    for array in kept:
+        encode(array, sharer)
+    assert store.copies == 23
+    store.close()
+
+
 def test_a_discontiguous_buffer_is_refused_like_pickle_does(trip):
     with pytest.raises((BufferError, pickle.PicklingError)):
         trip(Raw(memoryview(bytes(5000))[::2]))

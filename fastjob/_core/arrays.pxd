@@ -1,13 +1,7 @@
 # How large buffers leave a pickle stream for shared memory, and come back.
 
+from fastjob._core.copies cimport Copies
 from fastjob._core.segments cimport Block, Store
-
-
-# A buffer of the caller that has been copied into a block.
-cdef class Shared:
-    cdef Block block
-    cdef object owner        # weak reference to the array that owns the memory, or None
-    cdef long long epoch     # when the block was last known to equal the buffer
 
 
 cdef class Sharer:
@@ -15,12 +9,10 @@ cdef class Sharer:
     cdef readonly long long min_nbytes
     cdef readonly bint reuse
     cdef public long long epoch
-    cdef readonly long long comparisons
     cdef public object pickler_class  # for the streams of frames, see reduce_frame
     cdef list taken
     cdef object reduced      # the buffer that pickle is about to ask about, if ours
-    cdef dict shared         # (address, nbytes) -> Shared
-    cdef size_t unowned      # bytes of `shared` without an owner
+    cdef Copies copies
     cdef dict files          # address of a memory-mapped file -> epoch of the check
     cdef object numpy        # the module, once somebody has imported it
 
@@ -31,4 +23,3 @@ cdef class Sharer:
     cdef object reduce_file(self, object array)
     cdef bint is_small(self, long long nbytes) noexcept
     cdef Block share(self, void *address, size_t nbytes, object exporter)
-    cdef Block known(self, Shared shared, void *address, size_t nbytes)

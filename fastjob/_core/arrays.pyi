@@ -15,7 +15,8 @@ class Sharer:
     min_nbytes: int
     reuse: bool
     epoch: int
-    comparisons: int
+    @property
+    def comparisons(self) -> int: ...
     def __init__(
         self, store: Store, min_nbytes: int, *, reuse: bool = True
     ) -> None: ...

@@ -24,11 +24,7 @@ What arrives
   are taken out here, like any dtype without objects.  Subclasses (masked arrays,
   matrices) have state of their own and stay in the stream.
 
-One copy a call.  The sharer remembers, by address and length, which block holds a copy
-of a buffer, for as long as the array that owns the memory lives (a weak reference), so
-that it never keeps the caller's arrays alive.  An exporter that is made for the
-occasion, as pyarrow's, says nothing about the memory's life: its copies are kept until
-they exceed ``Store.warm_limit``.
+One copy a call: see ``copies``.
 
 A buffer that was refilled since it was copied must not pass for the copy.  So it is
 compared with the block, byte for byte: exact, and as fast as hashing it would be (80
@@ -52,8 +48,8 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.string cimport memcmp
 
+from fastjob._core.copies cimport Copies
 from fastjob._core.lending cimport Link, View
 from fastjob._core.segments cimport Block, Store, part_of
 
@@ -62,7 +58,6 @@ import io
 import os
 import pickle
 import sys
-import weakref
 
 
 # Bytes from which a buffer of a result, or an ndarray argument, travels in shared
@@ -72,11 +67,6 @@ cdef enum:
     WORTH_A_BLOCK = 65536
 
 RESULT_MIN_NBYTES = WORTH_A_BLOCK
-
-
-@cython.final
-cdef class Shared:
-    """A buffer of the caller that has been copied into a block."""
 
 
 @cython.final
@@ -98,8 +88,6 @@ cdef class Sharer:
     ----------
     epoch : int
         To be changed by the caller whenever code of the user may have run.
-    comparisons : int
-        Buffers compared with their copies so far.
     """
 
     def __init__(self, Store store not None, long long min_nbytes, *,
@@ -108,9 +96,14 @@ cdef class Sharer:
         self.min_nbytes = min_nbytes
         self.reuse = reuse
         self.taken = []
-        self.shared = {}
+        self.copies = Copies(store.warm_limit)
         self.files = {}
         self.pickler_class = pickle.Pickler
+
+    @property
+    def comparisons(self):
+        """Buffers compared with their copies so far."""
+        return self.copies.comparisons
 
     cdef bint is_small(self, long long nbytes) noexcept:
         """Whether a buffer stays in the stream."""
@@ -150,9 +143,8 @@ cdef class Sharer:
     cpdef object clear(self):
         """Forget the call's buffers."""
         self.taken = []
-        self.shared.clear()
+        self.copies.clear()
         self.files.clear()
-        self.unowned = 0
 
     cpdef dict dispatch_table(self):
         """Return the reducers that a pickler of this call needs, beside copyreg's.
@@ -255,7 +247,6 @@ cdef class Sharer:
             array.dtype, array.shape, array.strides, -low)
 
     cdef Block share(self, void *address, size_t nbytes, object exporter):
-        cdef Shared shared
         cdef Block block
         cdef View view
         owner = exporter
@@ -271,67 +262,13 @@ cdef class Sharer:
             if not view.writable and view.region.fd >= 0:
                 return part_of(view, view.region,
                                view.offset + (<char *>address - view.address), nbytes)
-        key = (<size_t>address, nbytes)
-        shared = self.shared.get(key)
-        if shared is not None:
-            block = self.known(shared, address, nbytes)
-            if block is not None:
-                return block
-            self.forget(key)
-        block = self.store.put_memory(address, nbytes)
-        shared = Shared()
-        shared.block = block
-        shared.epoch = self.epoch
-        if self.numpy is not None and isinstance(owner, self.numpy.ndarray):
-            shared.owner = weakref.ref(owner, Forget(self.shared, key))
-        else:
-            self.unowned += nbytes
-        self.shared[key] = shared
-        while <long long>self.unowned > self.store.warm_limit:
-            self.forget(next(key for key, shared in self.shared.items()
-                             if (<Shared>shared).owner is None))
+        block = self.copies.find(address, nbytes, self.epoch)
+        if block is None:
+            block = self.store.put_memory(address, nbytes)
+            if self.numpy is None or not isinstance(owner, self.numpy.ndarray):
+                owner = None
+            self.copies.add(address, block, owner, self.epoch)
         return block
-
-    cdef Block known(self, Shared shared, void *address, size_t nbytes):
-        """The block of a buffer seen before, or None if it has changed since."""
-        cdef bint same
-        cdef Block block = shared.block
-        if (shared.epoch == self.epoch and shared.owner is not None
-                and shared.owner() is not None):
-            return block
-        self.comparisons += 1
-        with nogil:
-            same = memcmp(address, block.address, nbytes) == 0
-        if not same:
-            return None
-        shared.epoch = self.epoch
-        return block
-
-    def forget(self, key):
-        """Drop what is known of a buffer."""
-        cdef Shared shared = self.shared.pop(key, None)
-        if shared is not None and shared.owner is None:
-            self.unowned -= shared.block.nbytes
-
-
-@cython.final
-cdef class Forget:
-    """Drops what is known of a buffer when the array that owned it is gone.
-
-    Not a method of the sharer, which a weak reference's callback would keep alive.
-    """
-
-    cdef dict shared
-    cdef tuple key
-
-    def __init__(self, dict shared, tuple key):
-        self.shared = shared
-        self.key = key
-
-    def __call__(self, reference):
-        cdef Shared known = self.shared.get(self.key)
-        if known is not None and known.owner is reference:
-            self.shared.pop(self.key, None)
 
 
 def encode(obj, Sharer sharer not None, pickler_class=pickle.Pickler):
