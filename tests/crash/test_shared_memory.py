@@ -90,7 +90,8 @@ def test_a_killed_caller_leaves_nothing_of_500_megabytes(tmp_path, monkeypatch):
 
 SMALL = """
 import os, subprocess, sys
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "/dev/shm"], check=True)
+mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "/dev/shm"]
+subprocess.run(mount, check=True)
 import numpy as np
 from fastjob import Parallel, delayed
 
