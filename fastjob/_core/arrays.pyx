@@ -55,6 +55,7 @@ from fastjob._core.segments cimport Block, Store, part_of
 
 import copyreg
 import io
+import mmap
 import os
 import pickle
 import sys
@@ -327,10 +328,10 @@ def decode(data, bytes tokens, Link link, mode):
 
 
 def argument_array(buffer, dtype, shape, strides):
-    """Rebuild an ndarray argument: a memmap if its buffer is a view."""
+    """Rebuild an ndarray argument: a memmap if its buffer is shared memory."""
     import numpy
     buffer = unwrapped(buffer)
-    if type(buffer) is not View:
+    if not is_shared(buffer):
         return numpy.ndarray(shape, dtype, buffer, 0, strides)
     array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, buffer, 0, strides)
     array._mmap = buffer
@@ -344,13 +345,18 @@ def private_array(buffer, dtype, shape, strides):
     import numpy
     buffer = unwrapped(buffer)
     array = numpy.ndarray(shape, dtype, buffer, 0, strides)
-    return array.copy(order="K") if type(buffer) is View else array
+    return array.copy(order="K") if is_shared(buffer) else array
 
 
 def result_array(buffer, dtype, shape, strides):
     """Rebuild an ndarray result."""
     import numpy
     return numpy.ndarray(shape, dtype, unwrapped(buffer), 0, strides)
+
+
+cdef bint is_shared(buffer) except -1:
+    """Whether a buffer is a `View`, or a mapping that a worker has made of its own."""
+    return type(buffer) is View or isinstance(buffer, mmap.mmap)
 
 
 cdef object unwrapped(buffer):

@@ -35,13 +35,7 @@ def store_for(folder: Any, sharers: int = 1) -> Store:
     sharers : int
         Processes that share the machine's bound on warm memory.
     """
-    if folder is None:
-        environ = os.environ
-        for name in ("FASTJOB_TEMP_FOLDER", "JOBLIB_TEMP_FOLDER"):
-            # Every call comes here, and a `get` that finds nothing is slow.
-            if name in environ:
-                folder = folder or environ[name] or None
-    key = None if folder is None else os.fspath(folder)
+    key = folder_of(folder)
     with _lock:
         store = _stores.get(key)
         if store is None:
@@ -49,6 +43,17 @@ def store_for(folder: Any, sharers: int = 1) -> Store:
                 key, warm_limit=warm_limit() // sharers, idle_seconds=IDLE_SECONDS
             )
         return store
+
+
+def folder_of(folder: Any) -> str | None:
+    """Return a call's `temp_folder` or, without one, the environment's."""
+    if folder is None:
+        environ = os.environ
+        for name in ("FASTJOB_TEMP_FOLDER", "JOBLIB_TEMP_FOLDER"):
+            # Every call comes here, and a `get` that finds nothing is slow.
+            if name in environ:
+                folder = folder or environ[name] or None
+    return None if folder is None else os.fspath(folder)
 
 
 def warm_limit() -> int:

@@ -1,11 +1,12 @@
 """Worker processes of ``multiprocessing.pool``, with any start method.
 
 The pool is made for a call, or for the ``with`` block of a `Parallel`, and is driven
-by `callback.CallbackEngine`.  Two things are added to what the pool does by itself:
+by `callback.CallbackEngine`.  Three things are added to what the pool does by itself:
 
 - A task is pickled when it is taken from the input, and each result by itself, so
   that a buffer which the caller fills again does not change a task, and what cannot
   be pickled is named.
+- Large arguments travel through shared memory, see ``mapped``.
 - The pool replaces a worker that has died and waits for its batch for ever. A thread
   watches the workers: when one ends with an exit code, the batches in flight fail.
   The pool does not tell which batch that worker had.
@@ -29,6 +30,7 @@ from fastjob.backends.base import (
     count_workers,
 )
 from fastjob.backends.batch import GuardedCalls
+from fastjob.backends.mapped import Arguments, Lender, lends
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
 TYPE_CHECKING = False
@@ -65,16 +67,34 @@ class _Unsent:
 
 
 class PickledCalls(GuardedCalls):
-    """A batch whose tasks and results are pickled one by one."""
+    """A batch whose tasks and results are pickled one by one.
+
+    Parameters
+    ----------
+    first, tasks, call, packed
+        As of `GuardedCalls`.
+    lender : Lender or None
+        Takes the large buffers of arguments.
+    """
 
     def __init__(
-        self, first: int, tasks: Iterable[Any], call: Call, packed: bool
+        self,
+        first: int,
+        tasks: Iterable[Any],
+        call: Call,
+        packed: bool,
+        lender: Lender | None,
     ) -> None:
         super().__init__(first, (), call, packed)
+        self.number = 0 if lender is None else lender.begin()
         for index, task in enumerate(tasks, first):
             function, args, kwargs = task
+            sent = function, args, kwargs
             try:
-                self.items.append(_dumps((function, args, kwargs)))
+                if lender is None:
+                    self.items.append(_dumps(sent))
+                else:
+                    self.items.append(lender.dump(sent, call, self.number))
             except Exception as error:
                 blamed = failure.blame(error, index, function, args, kwargs)
                 if not call.return_errors:
@@ -82,8 +102,25 @@ class PickledCalls(GuardedCalls):
                 unsent = _Unsent(failure.pack(blamed, str(blamed)))
                 self.items.append(_dumps((unsent, (), {})))
 
-    def load(self, item: bytes) -> Any:
-        return pickle.loads(item)
+    def run(self) -> Any:
+        """As of `GuardedCalls`; and the batch's number, if its memory is free again."""
+        self.mapped: list[Any] = []
+        results, failures, span = super().run()
+        kept = any(mapping() is not None for mapping in self.mapped)
+        return results, failures, span, 0 if kept or failures else self.number
+
+    def only(self, offset: int) -> GuardedCalls:
+        """Return a batch of one task of this one, which shares its memory."""
+        one = super().only(offset)
+        one.number = 0  # type: ignore[attr-defined]
+        return one
+
+    def load(self, item: Any) -> Any:
+        if type(item) is not Arguments:
+            return pickle.loads(item)
+        task, made = item.open()
+        self.mapped += made
+        return task
 
     def dump(self, result: Any, offset: int, task: Any) -> bytes:
         try:
@@ -97,9 +134,25 @@ class PickledCalls(GuardedCalls):
                 self.first + offset, name, arguments, type(result).__name__, str(error)
             ) from error
 
-    @staticmethod
-    def read(outcome: Any) -> Any:
-        results, failures, span = outcome
+
+class _Maker:
+    """Makes the batches of a pool, and reads what comes of them."""
+
+    def __init__(self) -> None:
+        self.lender: Lender | None = None
+
+    def __call__(
+        self, first: int, tasks: Iterable[Any], call: Call, packed: bool
+    ) -> PickledCalls:
+        lender = None
+        if lends(call):
+            lender = self.lender = self.lender or Lender(call)
+        return PickledCalls(first, tasks, call, packed, lender)
+
+    def read(self, outcome: Any) -> Any:
+        results, failures, span, number = outcome
+        if self.lender is not None:
+            self.lender.returned(number)
         loaded = [r if r is None else pickle.loads(r) for r in results]
         return loaded, failures, span
 
@@ -192,7 +245,6 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
     """
 
     supports_retrieve_callback = True
-    batch_class = PickledCalls
     valid_options = frozenset(
         {"context", "initializer", "initargs", "maxtasksperchild"}
     )
@@ -235,6 +287,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         made: list[Any] = []
+        self.batch_class = _Maker()
         self._in_flight: dict[Any, None] = {}
         # What is garbage now would be so in every worker.
         gc.collect()
@@ -290,8 +343,16 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if pool is not None:
             pool.terminate()
             pool.join()
+            lender, self.batch_class.lender = self.batch_class.lender, None
+            if lender is not None:
+                lender.close()
         self.parallel = None
         self.reset_batch_stats()
+
+    def stop_call(self) -> None:
+        """Let go of the call's arrays."""
+        if self._pool is not None and self.batch_class.lender is not None:
+            self.batch_class.lender.forget()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the workers, and start others if calls will follow."""
