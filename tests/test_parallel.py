@@ -5,6 +5,7 @@ import io
 import json
 import operator
 import pickle
+import sys
 import threading
 import weakref
 
@@ -93,6 +94,28 @@ def test_map_and_starmap_need_no_delayed(backend):
 def test_map_streams_too(backend):
     parallel = Parallel(n_jobs=2, backend=backend, return_as="generator")
     assert list(parallel.map(operator.neg, range(4))) == [0, -1, -2, -3]
+
+
+@pytest.mark.parametrize("way", ["map", "starmap"])
+def test_map_runs_no_python_code_for_each_task(way):
+    """As `multiprocessing.Pool.map`; a generator and `delayed` would be 5000 calls."""
+    parallel = Parallel(2, "processes")
+    values = range(5000)
+    given = values if way == "map" else [(i,) for i in values]
+    parallel.map(abs, range(10))  # imports, and starts workers
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        found = getattr(parallel, way)(abs, given)
+    finally:
+        sys.setprofile(None)
+    assert found == list(values)
+    assert calls < 1000
 
 
 def test_map_without_iterables_is_refused():
