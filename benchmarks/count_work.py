@@ -199,6 +199,16 @@ class Work:
         """The same, with a function that is told of the progress."""
         self.sequential_tasks(count, progress=bool)
 
+    def pools(self, count: int) -> None:
+        """Looks for native thread pools while no library is loaded."""
+        from fastjob._core.pools import loaded_pools
+
+        loaded_pools()
+        mark(0)
+        for _ in range(count):
+            loaded_pools()
+        mark(1)
+
     def first_call(self, count: int) -> dict[str, float]:
         """The first call of a new interpreter, from nothing."""
         mark(0)

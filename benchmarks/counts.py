@@ -65,6 +65,7 @@ PROGRAMS = (
     Program("shared_array", "task", traced=50),
     Program("fresh_arrays", "task", traced=50),
     Program("array_results", "task", traced=50),
+    Program("pools", "look", traced=1000),
     Program("thread_calls", "call", traced=50, weighed=(50, 250)),
     Program("thread_tasks", "task", traced=10_000, weighed=(10_000, 50_000)),
     Program("sequential_tasks", "task", traced=10_000, weighed=(10_000, 50_000)),

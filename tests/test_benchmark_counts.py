@@ -208,6 +208,12 @@ def test_a_program_that_fails_says_why():
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_looking_for_thread_pools_makes_no_system_call_while_none_is_loaded():
+    values = counts.count(counts.Program("pools", "look", 500), "fastjob")
+    assert values["caller syscalls"] == 0
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_what_a_call_pickles_is_counted_whoever_ran_which_batch():
     program = counts.Program("shared_object", "batch", 20)
     values = counts.count(program, "fastjob")
