@@ -70,11 +70,11 @@ class Work:
             self._call(tasks.nap, [0.02] * 4, batch_size=1, **options)
 
     def calls(self, count: int) -> None:
-        """Warm calls of two tasks on processes."""
+        """Warm calls of two tasks on processes, one for each worker."""
         self._warm()
         mark(0)
         for _ in range(count):
-            self._call(tasks.tiny, range(2))
+            self._call(tasks.tiny, range(2), batch_size=1)
         mark(1)
 
     def batches(self, count: int, **options: Any) -> None:
