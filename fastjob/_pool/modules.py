@@ -9,6 +9,12 @@ modification time at the moment of the import is not known when the file is firs
 looked at, at the start of the next call. A file that was written after the call in
 which it was imported had begun therefore counts as changed: a worker too many may end,
 but none runs old code.
+
+Looking at a name writes to its reference count, and so copies a page that all workers
+share; to look at all names copies half a megabyte. So the nursery notes the names
+before it forks, and a worker looks at those that have come since: the last ones, since
+the table keeps the order in which modules were entered. Where that cannot be all, as a
+module was taken out of the table, it looks at the whole table.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import islice
 
 INSTALLED = tuple(
     os.path.join(prefix, "")
@@ -23,12 +30,25 @@ INSTALLED = tuple(
 )
 
 
+#: What a nursery had imported when it began to fork.
+_inherited: set[str] = set()
+
+
+def note_modules() -> None:
+    """Before workers are forked: note what they will have without importing it."""
+    _inherited.clear()
+    _inherited.update(sys.modules)
+
+
 class ModuleWatch:
-    """The modules that a process has imported since the watch was made."""
+    """The modules that a process has imported since the watch was made.
+
+    In a fork of a nursery: since the nursery noted its own.
+    """
 
     def __init__(self) -> None:
-        self._known = set(sys.modules)
-        self._n_modules = len(sys.modules)
+        self._known = _inherited or set(sys.modules)
+        self._n_modules = len(self._known)
         self._times: dict[str, int] = {}
         self._since = time.time_ns()
 
@@ -36,8 +56,7 @@ class ModuleWatch:
         """Whether a watched file has changed; call it at the start of each call."""
         now = time.time_ns()
         if len(sys.modules) != self._n_modules:
-            self._n_modules = len(sys.modules)
-            for name in set(sys.modules) - self._known:
+            for name in self._new_names():
                 self._known.add(name)
                 path = getattr(sys.modules[name], "__file__", None)
                 if not path or path.startswith(INSTALLED):
@@ -48,6 +67,17 @@ class ModuleWatch:
                 self._times[path] = written
         self._since = now
         return any(modified(path) != was for path, was in self._times.items())
+
+    def _new_names(self) -> list[str]:
+        """Return the names that were not there when this was called last."""
+        n_more = len(sys.modules) - self._n_modules
+        self._n_modules += n_more
+        # The new ones and the one before them.
+        last = list(islice(reversed(sys.modules), max(0, n_more) + 1))
+        new = [name for name in last if name not in self._known]
+        if n_more > 0 and new == last[:-1]:
+            return new
+        return [name for name in list(sys.modules) if name not in self._known]
 
 
 def modified(path: str) -> int:

@@ -34,6 +34,8 @@ from _socket import CMSG_LEN, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket
 
 from fastjob._core.status import StatusPage
 from fastjob._pool import child
+from fastjob._pool.holes import fill_holes
+from fastjob._pool.modules import note_modules
 from fastjob._pool.starter import FAREWELL, end
 
 TYPE_CHECKING = False
@@ -66,7 +68,7 @@ class Nursery:
         poller.register(self.control, select.POLLIN)
         poller.register(self.wake_read, select.POLLIN)
         control = self.control.fileno()
-        gc.freeze()
+        self.settle()
         while True:
             for fd, _ in poller.poll():
                 if fd != control:
@@ -105,6 +107,12 @@ class Nursery:
         sys.path[:] = path
         child.preload(names)
         gc.collect()
+        fill_holes()
+        self.settle()
+
+    def settle(self) -> None:
+        """See to it that the workers write to few of the pages that they share."""
+        note_modules()
         gc.freeze()
 
     def fork(self, slot: int, link: socket) -> None:
