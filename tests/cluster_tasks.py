@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fastjob
 from fastjob import Parallel, TaskError, delayed
+from fastjob.backends import cluster_calls
 from fastjob.errors import (
+    ClusterError,
     RemoteTraceback,
     ResultPicklingError,
     TaskPicklingError,
@@ -57,6 +62,23 @@ def wait_for(path):
     while not os.path.exists(path):
         threading.Event().wait(0.01)
     return path
+
+
+def mark(folder, number):
+    """Tell that this has run, and stay until the test has ended."""
+    Path(folder, str(number)).touch()
+    return wait_for(os.path.join(folder, "end"))
+
+
+def inside(prefer):
+    """Make a call of this machine's own workers from within a task."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        results = Parallel(n_jobs=2, backend=prefer)(
+            delayed(square)(i) for i in range(50)
+        )
+        fastjob.shutdown()
+    return results, [str(w.message) for w in shown if "fastjob" in w.filename]
 
 
 def nested(n):
@@ -151,6 +173,41 @@ class ClusterTests:
         seen = []
         self.parallel(progress=seen.append)(delayed(square)(i) for i in range(200))
         assert seen[-1].done == 200
+
+    def test_what_has_not_started_when_a_call_fails_never_runs(self, tmp_path):
+        folder = str(tmp_path)
+        tasks = [delayed(fail_on)(0, [0])]
+        tasks += [delayed(mark)(folder, i) for i in range(1, 4)]
+        try:
+            with pytest.raises(ValueError, match="no 0"):
+                self.parallel(batch_size=1)(tasks)
+        finally:
+            Path(folder, "end").touch()
+        assert self.parallel()(delayed(square)(i) for i in range(9))[-1] == 64
+        # The other worker has had task 1, and that of task 0 perhaps task 2.
+        assert not Path(folder, "3").exists()
+
+    @pytest.mark.parametrize("kind", ["threading", "processes"])
+    def test_tasks_can_use_the_cores_of_their_machine(self, kind):
+        for results, shown in self.parallel()([delayed(inside)(kind)] * 2):
+            assert results == [i * i for i in range(50)]
+            assert len(shown) <= 1
+
+    def test_what_the_workers_cannot_import_is_an_error(self, tmp_path, monkeypatch):
+        (tmp_path / "only_here.py").write_text("def f(x):\n    return x\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        import only_here
+
+        monkeypatch.setitem(sys.modules, "only_here", only_here)
+        with pytest.raises(
+            ClusterError, match=r"(?s)only_here.*must be those of the call"
+        ):
+            self.parallel()(delayed(only_here.f)(i) for i in range(4))
+
+    def test_another_version_of_fastjob_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(cluster_calls, "__version__", "0.0.1")
+        with pytest.raises(ClusterError, match=r"the caller 0\.0\.1: install"):
+            self.parallel()(delayed(square)(i) for i in range(4))
 
     def test_closures_and_their_state_travel(self):
         offset = 7

@@ -1,12 +1,16 @@
-"""Transports of the cluster engine without a cluster."""
+"""Transports of the cluster engine without a cluster.
+
+``python tests/fake_cluster.py`` prints the table of docs/scaling.md.
+"""
 
 from __future__ import annotations
 
 import heapq
 from contextlib import nullcontext
 
+from fastjob._core.call import Call
 from fastjob._core.pickling import dumps
-from fastjob.backends.cluster import Killed, Lost
+from fastjob.backends.cluster import CHECK_SECONDS, ClusterEngine, Killed, Lost
 from fastjob.backends.cluster_calls import ClusterCalls, run_batch
 
 
@@ -67,6 +71,9 @@ class InlineTransport:
 
     def waiting(self):
         return nullcontext()
+
+    def check(self):
+        pass
 
     def close(self):
         self.closed += 1
@@ -129,7 +136,8 @@ class SimulatedTransport:
         self.events.clear()
 
     def block(self, jobs, timeout):
-        if timeout is not None and self.events[0][0] > self.now + timeout:
+        # Only a wait before more is sent ends by itself; the others end to `check`.
+        if timeout < CHECK_SECONDS and self.events[0][0] > self.now + timeout:
             self.now += timeout
         elif self.events:
             self.now, _, done, job = heapq.heappop(self.events)
@@ -137,6 +145,9 @@ class SimulatedTransport:
 
     def waiting(self):
         return nullcontext()
+
+    def check(self):
+        pass
 
     def close(self):
         pass
@@ -148,3 +159,45 @@ class SimulatedTransport:
 
 
 NONE = dumps(None)
+
+
+def simulate(n_workers, task_seconds, n_tasks):
+    """Run a call over a cluster in virtual time; return its transport."""
+    transport = SimulatedTransport(n_workers, task_seconds)
+    call = Call(n_workers, ahead=2 * n_workers, max_nbytes=1000)
+    results = ClusterEngine(transport, call).run(
+        (abs, (i,), {}) for i in range(n_tasks)
+    )
+    assert results == [None] * n_tasks
+    return transport
+
+
+# Workers, tasks, seconds a task.
+FIGURES = [
+    (2, 20_000, 0.001),
+    (2, 200, 0.02),
+    (100, 1_000_000, 0.001),
+    (100, 50_000, 0.02),
+    (1_000, 400_000, 0.02),
+    (1_000, 20_000, 1.0),
+    (1_000, 10_000, 60.0),
+    (10_000, 200_000, 1.0),
+    (10_000, 100_000, 60.0),
+]
+
+
+def figures(n_workers, n_tasks, task_seconds):
+    """Return a row of the table in docs/scaling.md."""
+    transport = simulate(n_workers, task_seconds, n_tasks)
+    length = (
+        f"{task_seconds:g} s" if task_seconds >= 1 else f"{task_seconds * 1e3:g} ms"
+    )
+    return (
+        f"| {n_workers:,} | {n_tasks:,} of {length} | {transport.n_batches:,} "
+        f"| {transport.efficiency:.0%} |"
+    )
+
+
+if __name__ == "__main__":
+    for row in FIGURES:
+        print(figures(*row), flush=True)

@@ -1,11 +1,14 @@
 """The engine of clusters, over transports that need no cluster."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from fake_cluster import InlineTransport, SimulatedTransport
+from fake_cluster import FIGURES, InlineTransport, figures, simulate
 
 from fastjob import TaskError, delayed
 from fastjob._core.call import Call
+from fastjob.backends import cluster
 from fastjob.backends.cluster import ClusterEngine, count_cluster
 from fastjob.backends.cluster_calls import Parts, fingerprint
 from fastjob.errors import ClusterError, TerminatedWorkerError
@@ -189,6 +192,21 @@ def test_a_call_that_fails_cancels_what_is_in_flight():
     assert transport.closed == 1
 
 
+def test_a_cluster_that_has_gone_without_a_word_is_an_error(monkeypatch):
+    class Gone(InlineTransport):
+        def block(self, jobs, timeout):
+            """No job will ever end."""
+
+        def check(self):
+            raise ClusterError("nobody answers")
+
+    monkeypatch.setattr(cluster, "CHECK_SECONDS", 0.001)
+    transport = Gone()
+    with pytest.raises(ClusterError, match="nobody answers"):
+        run(transport, [delayed(square)(1)] * 3, batch_size=1)
+    assert transport.closed == 1
+
+
 def test_the_input_is_taken_no_further_than_the_window():
     taken = []
 
@@ -213,13 +231,6 @@ def test_numbers_of_workers(n_jobs, total, count):
     assert count_cluster(n_jobs, total) == count
 
 
-def simulate(n_workers, task_seconds, n_tasks):
-    transport = SimulatedTransport(n_workers, task_seconds)
-    tasks = ((square, (i,), {}) for i in range(n_tasks))
-    assert run(transport, tasks) == [None] * n_tasks
-    return transport
-
-
 @pytest.mark.parametrize(
     ("n_workers", "task_seconds", "n_tasks", "least"),
     [
@@ -234,6 +245,12 @@ def simulate(n_workers, task_seconds, n_tasks):
 )
 def test_workers_are_kept_busy_in_virtual_time(n_workers, task_seconds, n_tasks, least):
     assert simulate(n_workers, task_seconds, n_tasks).efficiency > least
+
+
+@pytest.mark.parametrize("row", [row for row in FIGURES if row[1] <= 50_000])
+def test_the_documentation_quotes_the_simulation(row):
+    page = Path(__file__).parents[1] / "docs" / "scaling.md"
+    assert figures(*row) in page.read_text(encoding="utf-8").splitlines()
 
 
 def test_a_scheduler_is_not_flooded_by_ten_thousand_workers():

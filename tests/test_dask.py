@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import leaks
 import pytest
-from cluster_tasks import ClusterTests, pid, square
+from cluster_tasks import ClusterTests, pid, square, wait_for
 
 from fastjob import Parallel, delayed
 from fastjob.errors import ClusterError, TerminatedWorkerError
@@ -123,6 +125,59 @@ def test_a_closed_client_is_an_error(client):
     other.close()
     with pytest.raises(ClusterError, match="closed"):
         Parallel(n_jobs=2, backend="dask", client=other)([delayed(square)(1)] * 3)
+
+
+SCHEDULER = """
+import asyncio, sys, distributed
+
+async def main():
+    async with distributed.Scheduler(
+        host="127.0.0.1", port=0, dashboard_address=None
+    ) as scheduler:
+        print(scheduler.address, flush=True)
+        async with distributed.Worker(scheduler.address, nthreads=2) as worker:
+            await worker.finished()
+
+asyncio.run(main())
+"""
+
+
+def test_a_lost_scheduler_is_an_error(tmp_path):
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+        "DASK_TEMPORARY_DIRECTORY": str(tmp_path),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    with process:
+        try:
+            address = process.stdout.readline().strip()
+            other = distributed.Client(address, set_as_default=False, timeout="1s")
+            other.wait_for_workers(1, timeout=30)
+            runner = Parallel(n_jobs=2, backend="dask", client=other, batch_size=1)
+            tasks = [delayed(pid)(0), *[delayed(wait_for)(str(tmp_path / "no"))] * 9]
+            with pytest.raises(ClusterError, match="lost its scheduler"):
+                runner(_killing(process, tasks))
+            with pytest.raises(ClusterError, match="lost its scheduler"):
+                runner([delayed(square)(1)] * 3)
+        finally:
+            process.kill()
+    other.close()
+
+
+def _killing(process, tasks):
+    """Kill a process when some of the tasks have been taken."""
+    for number, task in enumerate(tasks):
+        if number == 4:
+            process.kill()
+            process.wait()
+        yield task
 
 
 def note(path):

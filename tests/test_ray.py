@@ -1,6 +1,7 @@
 """Calls on a real local ray cluster."""
 
 import os
+import signal
 from pathlib import Path
 
 import leaks
@@ -10,7 +11,7 @@ from cluster_tasks import ClusterTests, pid, square
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob.backends import registry
-from fastjob.errors import ClusterError
+from fastjob.errors import ClusterError, TerminatedWorkerError
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -60,6 +61,31 @@ def test_remote_args_reach_ray(cluster):
     assert runner(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
     with pytest.raises(ValueError, match="ray_remote_args"):
         Parallel(backend="ray", ray_remote_args={"nonsense": 2})([delayed(pid)(0)] * 2)
+
+
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_task_that_always_kills_its_worker_is_named_and_no_other(cluster):
+    runner = Parallel(n_jobs=2, backend="ray", on_error="return")
+    killer, *others = runner([delayed(die)(0), *(delayed(square)(i) for i in range(6))])
+    assert isinstance(killer.exception, TerminatedWorkerError)
+    assert "task 0: test_ray.die(0)" in str(killer.exception)
+    assert others == [i * i for i in range(6)]
+
+
+def test_two_programs_at_once(cluster, run_python, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    here = Parallel(n_jobs=2, backend="ray", return_as="generator", batch_size=1)
+    stream = here(delayed(square)(i) for i in range(40))
+    assert next(stream) == 0
+    there = run_python(
+        "from fastjob import Parallel, delayed\n"
+        "print(Parallel(n_jobs=2, backend='ray')(delayed(abs)(-i) for i in range(9)))"
+    )
+    assert f"{list(range(9))}" in there.stdout
+    assert list(stream) == [i * i for i in range(1, 40)]
 
 
 def test_it_can_be_registered_by_another_name(cluster, monkeypatch):

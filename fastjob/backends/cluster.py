@@ -71,6 +71,9 @@ if TYPE_CHECKING:
         def waiting(self) -> AbstractContextManager[Any]:
             """Held while the call waits; a place on a worker may be given up."""
 
+        def check(self) -> None:
+            """Raise `ClusterError` if the cluster cannot be reached any more."""
+
         def close(self) -> None:
             """Forget what this call has put on the cluster."""
 
@@ -86,6 +89,9 @@ TUNER_NS = 10_000_000
 # is sent again.
 FIRST_BATCHES = 64
 RAMP_SECONDS = 0.05
+# How long a result is waited for before it is asked whether the cluster is still there:
+# not every client library ends its futures when it is not.
+CHECK_SECONDS = 5.0
 # How often a single task may be lost.
 MOST_LOSSES = 3
 # Parts in which a lost batch is sent again.  Finding the task that kills its worker
@@ -242,11 +248,11 @@ class ClusterEngine(CallbackEngine):
 
     def _patience(self) -> float | None:
         patience = super()._patience()
-        if not self._waits_for_first():
-            return patience
-        return RAMP_SECONDS if patience is None else min(patience, RAMP_SECONDS)
+        most = RAMP_SECONDS if self._waits_for_first() else CHECK_SECONDS
+        return most if patience is None else min(patience, most)
 
     def _give_up(self) -> _Batch | None:
+        self.session.transport.check()
         if self._waits_for_first():
             self.first_batches += FIRST_BATCHES
         return super()._give_up()

@@ -9,7 +9,7 @@ that is filled again between two tasks is another value.
 
 from __future__ import annotations
 
-from fastjob import failure
+from fastjob import __version__, failure
 from fastjob._core.pickling import dumps, loads
 from fastjob.backends.batch import GuardedCalls
 from fastjob.errors import ClusterError, ResultPicklingError
@@ -81,12 +81,18 @@ class ClusterCalls(GuardedCalls):
         numbers = {item[0] for item in self.items}
         functions = {number: self.functions[number] for number in numbers}
         state = (functions, used, self.items, self.first, self.go_on)
-        return dumps((state, self.show_values, self.nested)), used
+        return dumps((__version__, dumps((state, self.show_values, self.nested)))), used
 
     @classmethod
     def arrived(cls, payload: bytes, shared: tuple[Any, ...]) -> ClusterCalls:
         """Return the batch again, on the worker."""
-        state, show_values, nested = loads(payload)
+        version, packed = loads(payload)
+        if version != __version__:
+            raise ClusterError(
+                f"The worker has fastjob {__version__} and the caller {version}: "
+                "install the same version on both."
+            )
+        state, show_values, nested = loads(packed)
         calls = cls.__new__(cls)
         functions, used, calls.items, calls.first, calls.go_on = state
         calls.show_values = show_values

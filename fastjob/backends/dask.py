@@ -49,6 +49,19 @@ def inside_worker() -> bool:
     return True
 
 
+def check_client(client: Any) -> None:
+    """Raise `ClusterError` if a client has no scheduler.
+
+    A call is not continued when the client finds its scheduler again: by then dask has
+    forgotten the call's futures.
+    """
+    if client.status != "running":
+        raise ClusterError(
+            f"The dask client is {client.status!r}: it has lost its scheduler, or has "
+            "been closed. Make a new one."
+        )
+
+
 class DaskTransport:
     """One dask cluster, for one call.
 
@@ -72,6 +85,7 @@ class DaskTransport:
         self, payload: bytes, shared: list[Any], done: Callable[[Any], object]
     ) -> Any:
         """Submit a batch as one dask task."""
+        self.check()
         argument: Any = payload
         if len(payload) > DIRECT_BYTES:
             argument = self._scatter(payload, broadcast=False)
@@ -92,9 +106,10 @@ class DaskTransport:
             except (CancelledError, OSError) as error:
                 raise Lost(f"its result could not be fetched: {error}") from error
         if job.status != "error":
+            self.check()
             raise Lost(
-                f"dask says {job.status!r}, as when its scheduler is gone or a worker "
-                "that held its arguments has ended"
+                f"dask says {job.status!r}, as when a worker that held its arguments "
+                "has ended"
             )
         failed = job.exception()
         if isinstance(failed, distributed.KilledWorker):
@@ -124,11 +139,17 @@ class DaskTransport:
 
     def cancel(self, jobs: list[Any]) -> None:
         """Cancel futures; tasks that run go on until they return."""
+        if self.client.status != "running":
+            return  # they are gone with the scheduler
         try:
             self.client.cancel(jobs, force=True)
         except (OSError, CancelledError, TimeoutError) as error:
             if self.client.status == "running":
                 raise ClusterError(f"dask could not cancel tasks: {error}") from error
+
+    def check(self) -> None:
+        """Raise `ClusterError` if the scheduler is gone, or the client was closed."""
+        check_client(self.client)
 
     def block(self, jobs: Iterable[Any], timeout: float | None) -> None:
         """Nothing: `waiting` has told dask already."""
@@ -198,11 +219,7 @@ class DaskBackend(ParallelBackendBase):
                 "backend='dask' needs a synchronous client, and this one is "
                 "asynchronous. Make one with Client(..., asynchronous=False)."
             )
-        if client.status != "running":
-            raise ClusterError(
-                f"The dask client is {client.status!r}: it has lost its scheduler, or "
-                "has been closed. Make a new one."
-            )
+        check_client(client)
         return client
 
     def _count(self, client: Any) -> int:

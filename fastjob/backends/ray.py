@@ -124,6 +124,11 @@ class RayTransport:
             if reference is not None and ray.is_initialized():
                 ray.cancel(reference, force=True)
 
+    def check(self) -> None:
+        """Raise `ClusterError` if this process has left the cluster."""
+        if not ray.is_initialized():
+            raise ClusterError("The connection to the ray cluster has been shut down.")
+
     def block(self, jobs: Iterable[Any], timeout: float | None) -> None:
         """Wait in ray's own way inside a task: others may use its CPU meanwhile."""
         if not self.nested:
