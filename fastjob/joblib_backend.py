@@ -18,6 +18,7 @@ from fastjob._core.autobatch import AutoBatch
 from fastjob._core.call import Call
 from fastjob._pool.service import Service
 from fastjob.backends.base import count_workers
+from fastjob.backends.batch import size_within
 from fastjob.backends.processes import ProcessBackend, ProcessEngine
 from fastjob.options import bytes_of
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 # input), ten times what it costs fastjob, so batches are this much longer than the
 # tuner's: 100 ms, which is 0.3 %.
 LONGER = 10
+# These 100 ms as the tuner is told them. It lets batches grow with the call, since idle
+# workers take the tails of fastjob's batches; a batch of joblib's is one task here.
+TUNER_NS = 10_000_000
 
 # What joblib hands to `configure` for its own backends beside the options.
 JOBLIB_OPTIONS = {"context", "prefer", "require", "verbose"}
@@ -120,7 +124,7 @@ class FastjobBackend(ParallelBackendBase):  # type: ignore[misc]
 
     def compute_batch_size(self) -> int:
         """Return how many tasks the next batch should hold."""
-        return self._tuner.size
+        return size_within(self._tuner, TUNER_NS)
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return what a batch returned, or raise its error."""

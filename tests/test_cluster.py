@@ -7,8 +7,10 @@ import pytest
 from fake_cluster import FIGURES, InlineTransport, figures, simulate
 
 from fastjob import TaskError, delayed
+from fastjob._core.autobatch import AutoBatch
 from fastjob._core.call import Call
 from fastjob.backends import cluster
+from fastjob.backends.batch import size_within
 from fastjob.backends.cluster import ClusterEngine, count_cluster
 from fastjob.backends.cluster_calls import Parts, fingerprint
 from fastjob.errors import ClusterError, TerminatedWorkerError
@@ -37,6 +39,17 @@ def test_tasks_are_batched_and_results_in_order():
         range(3000)
     )
     assert transport.closed == 1
+
+
+def test_batches_do_not_get_longer_with_the_call():
+    tuner = AutoBatch(2)
+    tuner.record(1000, 10**9)  # 1 ms each, and the call has lasted long
+    for _ in range(10):
+        tuner.record(tuner.size, 10**6 * tuner.size)
+    assert tuner.size == 40
+    assert size_within(tuner, 10**7) == 10
+    assert size_within(AutoBatch(2, 40), 10**7) == 40
+    assert size_within(AutoBatch(2), 10**7) == 1
 
 
 def test_a_function_is_pickled_once_a_call():

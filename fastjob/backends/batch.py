@@ -19,10 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from fastjob._core.autobatch import AutoBatch
     from fastjob._core.call import Call
 
     Failure = tuple[int, Any, str, float]
     Outcome = tuple[list[Any], list[Failure], tuple[int, int, int]]
+
+
+def size_within(tuner: AutoBatch, longest_ns: float) -> int:
+    """Return the tuner's size of a batch, or less if that would last too long.
+
+    Parameters
+    ----------
+    tuner : AutoBatch
+    longest_ns : float
+        Nanoseconds, as the tuner was told them.
+    """
+    size: int = tuner.size
+    if tuner.fixed or tuner.task_ns <= 0:
+        return size
+    return max(1, min(size, int(longest_ns / tuner.task_ns)))
 
 
 class BatchedCalls:

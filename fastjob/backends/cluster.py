@@ -33,6 +33,7 @@ from contextlib import nullcontext
 from fastjob import failure
 from fastjob._core.autobatch import AutoBatch
 from fastjob._core.pickling import loads
+from fastjob.backends.batch import size_within
 from fastjob.backends.callback import CallbackEngine
 from fastjob.backends.cluster_calls import ClusterCalls, Parts
 from fastjob.errors import ClusterError, TerminatedWorkerError
@@ -83,7 +84,8 @@ BATCH_NS = 100_000_000
 # What it lasts longer for each worker: 500 batches a second are what one scheduler is
 # given at most.  See docs/scaling.md for what this does at 10,000 workers.
 PER_WORKER_NS = 2_000_000
-# What the tuner's own batches last.
+# What the tuner's own batches last, at first. Later ones may last longer there, since
+# idle workers take the tails of others; nobody does here.
 TUNER_NS = 10_000_000
 # What is sent before the first result, and how long that is waited for before as much
 # is sent again.
@@ -168,14 +170,14 @@ class Session:
         """Tell the tuner how long a batch took on its worker."""
         longer = self.longer
         tuner = self.tuner
-        before = tuner.size
+        before = self.compute_batch_size()
         tuner.record(n_tasks, int(busy_ns / longer), int(n_bytes / longer))
-        if tuner.seen >= tuner.probe and tuner.size < 2 * before:
+        if tuner.seen >= tuner.probe and self.compute_batch_size() < 2 * before:
             self.steady = True
 
     def compute_batch_size(self) -> int:
         """Return how many tasks the next batch should hold."""
-        return self.tuner.size
+        return size_within(self.tuner, TUNER_NS)
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Not needed: `learn` is told what the worker measured."""
