@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -97,7 +98,8 @@ def shared_memory():
         for name in os.listdir(f"/proc/{pid}/fd"):
             file = f"/proc/{pid}/fd/{name}"
             try:
-                if "fastjob" in os.readlink(file):
+                # Without memfd it is a file without a name: "/dev/shm/#12 (deleted)".
+                if re.search(r"fastjob|/dev/shm/#", os.readlink(file)):
                     state = os.stat(file)
                     sizes[state.st_ino] = state.st_blocks * 512
             except FileNotFoundError:

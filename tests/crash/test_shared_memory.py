@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,18 +42,22 @@ Parallel(2, batch_size=1)(tasks())
 """
 
 
+# Where there is no memfd, a file without a name: "/dev/shm/#12 (deleted)".
+SHARED = re.compile(r"/memfd:fastjob|/dev/shm/#")
+
+
 def files_of(pid):
     """What a process has open or mapped of shared memory: {inode: bytes}."""
     found = {}
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
             file = f"/proc/{pid}/fd/{name}"
-            if "fastjob" in os.readlink(file):
+            if SHARED.search(os.readlink(file)):
                 state = os.stat(file)
                 found[state.st_ino] = state.st_blocks * 512
         with open(f"/proc/{pid}/maps") as maps:
             for line in maps:
-                if "/memfd:fastjob" in line:
+                if SHARED.search(line):
                     found.setdefault(int(line.split()[4]), 0)
     except OSError:
         pass  # it has ended, or is another user's
