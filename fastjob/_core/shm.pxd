@@ -9,6 +9,7 @@ cdef extern from *:
     #include <stdlib.h>
     #include <string.h>
     #include <sys/mman.h>
+    #include <sys/stat.h>
     #include <sys/types.h>
     #include <time.h>
     #include <unistd.h>
@@ -23,8 +24,13 @@ cdef extern from *:
     static inline int shm_memfd(const char *name) {
     #ifdef MFD_CLOEXEC
         const char *wanted = getenv("FASTJOB_MEMFD");
-        if (wanted == NULL || strcmp(wanted, "0") != 0)
-            return memfd_create(name, MFD_CLOEXEC);
+        if (wanted == NULL || strcmp(wanted, "0") != 0) {
+            int fd = memfd_create(name, MFD_CLOEXEC);
+            /* Nobody else can reach it; were it reached, it would still be ours. */
+            if (fd >= 0)
+                fchmod(fd, 0600);
+            return fd;
+        }
     #endif
         (void)name;
         errno = ENOSYS;

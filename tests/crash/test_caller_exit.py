@@ -47,6 +47,17 @@ next(stream)
 bell.wait(1)
 leave()
 """,
+    "with large arguments and results": """
+def large(data):
+    return data + data
+data = bytes(1_000_000)
+stream = Parallel(2, return_as="generator", batch_size=1, temp_folder=os.getcwd())(
+    delayed(hang if i in (5, 6) else large)(data) for i in range(100))
+kept = next(stream)
+bell.wait(1)
+assert not [name for name in os.listdir() if "fastjob" in name]
+leave()
+""",
     "with a generator that has ended": """
 stream = Parallel(2, return_as="generator")(delayed(quick)(i) for i in range(100))
 list(stream)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
+import subprocess
+import sys
 import threading
 
 import psutil
 import pytest
+from gates import until
 from scripts import run
 
+import fastjob
 from fastjob import Parallel, delayed
 from fastjob._pool.pool import pool
 
@@ -83,6 +88,84 @@ print("right")
 def test_without_any_descriptor_a_clear_error_and_then_a_right_result():
     out, err, code = run(NO_DESCRIPTOR_AT_FIRST)
     assert (out, err, code) == ("right\n", "", 0)
+
+
+FEW_PROCESSES = """
+import os, resource
+from fastjob import Parallel, delayed, errors
+from fastjob._pool.pool import pool
+def task(i):
+    return i, os.getpid()
+def limit(n):
+    resource.setrlimit(resource.RLIMIT_NPROC, (n, 1000))
+def call():
+    return Parallel(8, "processes", batch_size=1)(delayed(task)(i) for i in range(50))
+for n, cause in (1, "Cannot start"), (2, "No worker process can be started"):
+    limit(n)
+    try:
+        call()
+    except errors.NurseryError as error:
+        assert cause in str(error) and "temporarily unavailable" in str(error), error
+    else:
+        raise AssertionError(f"{n} processes cannot do")
+    pool.shutdown()
+limit(4)    # this one, the nursery, two workers
+found = call()
+assert [i for i, pid in found] == list(range(50))
+assert len({pid for i, pid in found}) <= 2
+limit(1000)
+assert [i for i, pid in call()] == list(range(50))
+print("right")
+"""
+
+
+def become_nobody_in_particular():
+    """Count as another user, who is not exempt from limits, with root's other rights.
+
+    A real user would not do: the interpreter may lie in a folder of root's.
+    """
+    drop_from_bounding_set = 24
+    for capability in (21, 24):  # CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+        assert ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0) == 0
+    os.setresuid(54322, 0, 0)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.getuid() != 0,
+    reason="only root can become a user that has no other processes",
+)
+def test_with_few_processes_a_right_result_or_a_clear_error():
+    found = run(FEW_PROCESSES, preexec_fn=become_nobody_in_particular)
+    assert found == ("right\n", "", 0)
+
+
+@pytest.fixture
+def full_folder(tmp_path):
+    """A file system of 64 kB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    fastjob.shutdown()
+    until(lambda: not subprocess.run(["umount", str(folder)], check=False).returncode)
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
+def test_a_full_temp_folder_is_passed_over_both_ways(full_folder):
+    """The caller warns; workers find another place for their results, too."""
+    data = [bytes([i]) * 2_000_000 for i in range(6)]
+    with pytest.warns(RuntimeWarning, match="bytes are free") as seen:
+        found = processes(temp_folder=str(full_folder), batch_size=1)(
+            delayed(half)(x) for x in data
+        )
+    assert found == [x[:1_000_000] for x in data]
+    assert str(full_folder) in str(seen[0].message)
+    assert os.listdir(full_folder) == []
 
 
 def address_space():
@@ -234,8 +317,6 @@ def test_a_thousand_calls_leave_everything_where_it_was():
 
 def settle_threads():
     """Pumps end just after their readers."""
-    from gates import until
-
     from fastjob._pool.pump import Pump
 
     until(lambda: not Pump.running)
@@ -243,7 +324,7 @@ def settle_threads():
 
 def test_sixteen_threads_on_all_backends_at_once():
     wrong = []
-    backends = ["processes", "threading", "sequential", "processes"]
+    backends = ["processes", "threading", "sequential", "multiprocessing"]
 
     def work(k):
         try:

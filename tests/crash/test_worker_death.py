@@ -99,6 +99,34 @@ def test_with_retries_a_deadly_task_gets_another_worker(tmp_path, batch_size):
     assert found == list(range(40))
 
 
+def fail_once_at(gate, path, i):
+    """Task 0 fails on its first run, and says where; all others wait for that."""
+    if i == 0:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        raise LookupError
+    gate.wait()
+    return i
+
+
+def test_a_failed_task_is_run_again_by_another_worker(tmp_path):
+    path = str(tmp_path / "pids")
+    with Gate() as gate:
+        stream = processes(
+            retries=1,
+            on_error="return",
+            batch_size=1,
+            return_as="generator_unordered",
+        )(delayed(fail_once_at)(gate, path, i) for i in range(2))
+        until(lambda: os.path.exists(path))
+        gate.open()
+        values = list(stream)
+    assert {getattr(v, "index", v) for v in values} == {0, 1}
+    with open(path) as file:
+        pids = file.read().split()
+    assert len(pids) == len(set(pids)) == 2
+
+
 class DiesWhenLoaded:
     def __init__(self, home):
         self.home = home
