@@ -201,7 +201,9 @@ UNPICKLES = {
 
 def test_bytes_are_unpickled_where_it_is_known_and_nowhere_else():
     package = Path(fastjob.__file__).parent
-    call = re.compile(r"\b(pickle|cloudpickle|marshal)\.loads?\(|[^.]\bloads\(|Unpickler\(")
+    call = re.compile(
+        r"\b(pickle|cloudpickle|marshal)\.loads?\(|[^.]\bloads\(|Unpickler\("
+    )
     found = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py*")

@@ -17,7 +17,9 @@ import sys
 from _signal import SIGINT  # type: ignore[import-not-found]  # signal is slower
 from _socket import (  # socket itself costs 5 ms to import
     AF_UNIX,
+    MSG_NOSIGNAL,
     SCM_RIGHTS,
+    SHUT_WR,
     SOCK_SEQPACKET,
     SOL_SOCKET,
     socketpair,
@@ -83,7 +85,8 @@ class Nursery(Starter):
         passed = (
             [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))] if fd >= 0 else []
         )
-        self._control.sendmsg([marshal.dumps(message)], passed)
+        # Without a signal, which ends programs that handle SIGPIPE as others do.
+        self._control.sendmsg([marshal.dumps(message)], passed, MSG_NOSIGNAL)
 
     def preload(self, modules: Iterable[str]) -> None:
         names = tuple(modules)
@@ -98,36 +101,45 @@ class Nursery(Starter):
 
     def close(self) -> None:
         self._ready = False
+        if self._control is None:
+            return
+        try:
+            # Not closed yet: its end is what `wait` waits for.
+            self._control.shutdown(SHUT_WR)
+        except OSError:
+            return  # the nursery has gone already
+
+    def forget(self) -> None:
+        self._ready = False
         if self._control is not None:
             self._control.close()
 
-    def forget(self) -> None:
-        self.close()
-
     def wait(self, seconds: float) -> bool:
+        gone = self._seen_gone(seconds)
+        if not self._ready and self._control is not None:
+            self._control.close()
+        return gone
+
+    def _seen_gone(self, seconds: float) -> bool:
+        """Wait for the end of the nursery at its end of the control socket.
+
+        Nobody else has that, and it keeps it to the last. A descriptor of the process
+        itself (``pidfd_open``) would tell the same, but not every system has those.
+        """
         if not self._running():
             return True
-        try:
-            watch = os.pidfd_open(self._pids[0])
-        except (OSError, AttributeError):
-            return self._poll(seconds)
+        if self._control is None or self._control.fileno() < 0:
+            return False  # it was given up already
         import select
 
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        if not poller.poll(seconds * 1000):
+            return False
         try:
-            select.select([watch], [], [], seconds)
-        finally:
-            os.close(watch)
-        return not self._running()
-
-    def _poll(self, seconds: float) -> bool:
-        """`wait` on systems that cannot wait for a child with a time limit."""
-        import time
-
-        deadline = time.monotonic() + seconds
-        while self._running():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.002)
+            os.waitpid(self._pids[0], 0)  # it is about to end
+        except ChildProcessError:
+            return True  # reaped by code of the user, or by the system
         return True
 
     def alive(self) -> bool:

@@ -188,8 +188,8 @@ class Nursery:
 
     def farewell(self, poller: Any) -> None:
         """The caller is gone: let the workers end, then see to it that they have."""
+        # Not closed: its end tells the caller that all is over.
         poller.unregister(self.control)
-        self.control.close()
         for link in self.sockets.values():
             try:
                 link.shutdown(SHUT_RDWR)

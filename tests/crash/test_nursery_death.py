@@ -125,3 +125,68 @@ def test_forks_that_fail_in_the_nursery(tmp_path, monkeypatch):
     finally:
         pool.shutdown()
     assert processes()([delayed(identity)(4)]) == [4]
+
+
+def test_a_nursery_that_stands_still_is_given_up(run_python):
+    """Nothing but its end ends the wait for it, and that wait has a limit."""
+    source = """
+import os, signal
+from fastjob._pool.launch import Nursery
+nursery = Nursery()
+nursery.start()
+pid = nursery._pids[0]
+os.kill(pid, signal.SIGSTOP)
+assert not nursery.wait(0.01)
+nursery.close()
+assert not nursery.wait(0.01)
+assert not nursery.wait(0.01)    # once more, without its socket
+os.kill(pid, signal.SIGCONT)
+os.waitpid(pid, 0)
+assert nursery.wait(0)
+"""
+    done = run_python(source)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_but_an_error_comes_of_telling_a_dead_nursery(run_python):
+    """Not even where the program lets a broken pipe end it."""
+    source = """
+import os, signal
+from fastjob._pool.launch import Nursery
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+nursery = Nursery()
+nursery.start()
+pid = nursery._pids[0]
+os.kill(pid, signal.SIGKILL)
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+for _ in range(2):    # once for what it has not read, and from then on
+    try:
+        nursery.kill(0)
+    except OSError as error:
+        print(type(error).__name__)
+assert not nursery.alive()
+nursery.close()
+assert nursery.wait(0)
+"""
+    done = run_python(source)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "ConnectionResetError\nBrokenPipeError\n",
+        "",
+    )
+
+
+def test_the_end_of_a_nursery_that_the_system_reaps_is_seen_as_well(run_python):
+    source = """
+import os, signal
+from fastjob._pool.launch import Nursery
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)    # the system reaps
+nursery = Nursery()
+nursery.start()
+assert nursery.alive()
+nursery.close()
+assert nursery.wait(30)
+assert not nursery.alive()
+"""
+    done = run_python(source)
+    assert (done.returncode, done.stderr) == (0, "")
