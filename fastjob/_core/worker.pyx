@@ -7,36 +7,29 @@ the rest to somebody else.
 
 What it guarantees for each batch: one final reply, with a result or a failure for
 every task that it claimed, in order; unless it dies, and then the page says which task
-it was running.  Everything a task leaves behind that cannot be sent (a result, an
-exception) becomes a failure of that task, never of its neighbours.
+it was running.  What goes into a reply: ``replies.pyx``.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastjob._core.arrays cimport Sharer
-from fastjob._core.capture cimport plain
 from fastjob._core.constants cimport constant, define, forget, known, reset
 from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport POLLIN, cpu_ns, now_ns, poll, pollfd
-from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain, load
+from fastjob._core.pickling cimport load
+from fastjob._core.replies cimport Replies
 from fastjob._core.status cimport Slot, StatusPage, claim_next, claim_one, fj_load
 from fastjob._core.wire cimport (
-    APART, BATCH, BLOCK, COLUMN, DEFINE, FAILED, FINAL, FORGET, LOANS, LONG_BODY, MIXED,
-    NOTE, REPLY, RESET, RETIRED, STATE, Channel, Header,
+    BATCH, BLOCK, COLUMN, DEFINE, FINAL, FORGET, LOANS, MIXED, NOTE, RESET, RETIRED,
+    STATE, Channel, Header,
 )
 
-import copyreg
 import os
 import resource
 import sys
-from sys import modules
-
-from fastjob._core.pickling import by_name
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
@@ -51,8 +44,6 @@ cdef enum:
     FLUSH_NS = 50_000_000
     # How often an idle worker looks whether the caller has dropped results.
     COLLECT_MS = 1000
-    # Results' buffers of this size, one granule of the store, go through shared memory.
-    RESULT_BYTES = 64 << 10
 
 
 @cython.final
@@ -78,17 +69,15 @@ cdef class Worker:
     cdef Channel channel
     cdef StatusPage page
     cdef Slot *slot
-    cdef int64_t cpu            # processor time when the tasks of a reply began
     cdef object caller
     cdef Link link
-    cdef Sharer results     # takes large buffers out of results
-    cdef dict reducers      # for pickling results, once numpy is there
+    cdef Replies replies
     cdef str mode           # in which tasks see large arguments
     cdef bint mode_is_none
-    cdef object notes       # guards writing to the socket
+    cdef object notes       # what tasks say; guards writing to the socket
     cdef object broken      # why no task can run: the caller's state was not adopted
     cdef object context     # in which the tasks of this call run
-    cdef bint return_errors, show_values
+    cdef bint return_errors
     cdef double idle_seconds
     cdef long long max_tasks, max_memory, n_tasks
 
@@ -101,6 +90,7 @@ cdef class Worker:
         self.link = Link(keep_fds=True)
         self.notes = caller.notes
         self.notes.send = self.send_note
+        self.replies = Replies(channel, self.link, page, slot, caller)
         self.mode = "r"
 
     def serve(self):
@@ -158,7 +148,7 @@ cdef class Worker:
         """Become what a new worker of the caller would be."""
         self.leave_context()
         try:
-            (self.return_errors, self.show_values, self.idle_seconds,
+            (self.return_errors, self.replies.show_values, self.idle_seconds,
              self.max_tasks, self.max_memory, mode) = self.caller.adopt(body)
             self.mode = mode or "r"
             self.mode_is_none = mode is None
@@ -195,11 +185,8 @@ cdef class Worker:
                         - (now_ns() - began) // 1000000)
                 if left <= 0:
                     return False
-            if self.results is not None and now_ns() - began > COLLECT_MS * 1000000:
-                # The caller drops results whenever it likes, without a message.
-                if self.results.store.collect():
-                    left = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
-            elif self.results is not None:
+            # The caller drops results whenever it likes, without a message.
+            if self.replies.lent(now_ns() - began > COLLECT_MS * 1000000):
                 left = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
             with nogil:
                 ready = poll(&waiter, 1, <int>min(left, 1 << 30))
@@ -255,7 +242,7 @@ cdef class Worker:
 
         f = None
         self.notes.open = True
-        self.cpu = cpu_ns() if self.slot.timed else 0
+        self.replies.cpu = cpu_ns() if self.slot.timed else 0
         last = since = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
@@ -266,7 +253,7 @@ cdef class Worker:
         if at < 0:
             if mixed:
                 self.discard(load(body_view)[3], 0)
-            self.reply(head, results, failures, FINAL, 0)
+            self.replies.send(head, results, failures, FINAL, 0)
             return True
         self.slot.started = -since
         try:
@@ -283,14 +270,14 @@ cdef class Worker:
             while at >= 0:
                 index = head.extra + at if indices is None else indices[at]
                 results.append(None)
-                failures.append(self.failure(len(results) - 1, index, error,
-                                             None, (), {}, since))
+                failures.append(self.replies.failure(
+                    len(results) - 1, index, error, None, (), {}, since))
                 if not self.return_errors:
                     break
                 at = claim_one(claim)
             self.slot.started = 0
             flags |= RETIRED if self.broken is not None else 0
-            self.reply(head, results, failures, flags, now_ns() - last)
+            self.replies.send(head, results, failures, flags, now_ns() - last)
             return self.broken is None
         body = body_view = None
         since = now_ns()
@@ -340,7 +327,7 @@ cdef class Worker:
                 elif item is not None:
                     args = (item,) if column else item
                     kwargs = {}
-                failures.append(self.failure(
+                failures.append(self.replies.failure(
                     len(results) - 1, index, error, f, args, kwargs, since))
                 args = kwargs = None
                 if not self.return_errors:
@@ -358,7 +345,7 @@ cdef class Worker:
                 break
             since = now_ns()
             if since - last > FLUSH_NS:
-                self.reply(head, results, failures, 0, since - last)
+                self.replies.send(head, results, failures, 0, since - last)
                 results = []
                 failures = None
                 last = since = now_ns()
@@ -367,7 +354,7 @@ cdef class Worker:
         item = items = None
         if self.worn():
             flags |= RETIRED
-        self.reply(head, results, failures, flags, now_ns() - last)
+        self.replies.send(head, results, failures, flags, now_ns() - last)
         return not flags & RETIRED
 
     cdef bint worn(self) except -1:
@@ -377,124 +364,6 @@ cdef class Worker:
         if self.max_memory > 0:
             return resident_bytes() > self.max_memory
         return False
-
-    def failure(self, position, index, error, f, args, kwargs, int64_t since):
-        """The record of a failed task: position, exception, text, seconds."""
-        from fastjob import failure
-
-        elapsed = (now_ns() - since) * 1e-9
-        text = failure.describe(error, index, f, args or (), kwargs or {},
-                                show_values=self.show_values)
-        return position, failure.pack(error, text), text, elapsed
-
-    cdef int reply(self, Header head, list results, list failures, int flags,
-                   int64_t busy) except -1:
-        cdef object data
-        cdef list blocks = None
-        cdef int64_t ended = now_ns()
-        cdef uint32_t count = <uint32_t>len(results)
-        if self.slot.timed:
-            self.slot.cpu += cpu_ns() - self.cpu
-        if flags & FINAL:
-            self.caller.batch_ended()
-        try:
-            if failures is not None:
-                flags |= FAILED
-                results = [*results, failures]
-            if all_plain(results):
-                data = dump_plain(results, None, None)
-            elif "numpy" in modules:
-                flags |= APART
-                data = dump_apart(results, self.sharer(), self.reducers)
-                blocks = self.results.blocks()
-            else:
-                flags |= APART
-                data = dump_apart(results, None, None)
-        except Exception:
-            flags &= ~APART
-            if failures is not None:
-                results.pop()
-            if self.results is not None:
-                self.results.blocks()
-            data, failed = self.salvage(results, failures or [])
-            if failed:
-                flags |= FAILED
-        if self.slot.timed:
-            self.slot.packed += now_ns() - ended
-        self.notes.hold(flags & FINAL)
-        try:
-            self.send_reply(head, flags, count, busy, data, blocks, ended)
-        finally:
-            self.notes.release()
-        if self.slot.timed:
-            self.cpu = cpu_ns()
-        return 0
-
-    cdef int send_reply(self, Header head, int flags, uint32_t count, int64_t busy,
-                        bytes data, list blocks, int64_t ended) except -1:
-        cdef bytes tokens
-        try:
-            if PyBytes_GET_SIZE(data) > LONG_BODY:
-                self.sharer()
-                blocks = [self.results.store.put(data), *(blocks or ())]
-                flags |= BLOCK
-            tokens = self.link.lend(blocks) if blocks else b""
-            if blocks:
-                data = tokens if flags & BLOCK else tokens + data
-                flags |= LOANS
-            self.channel.put(REPLY, flags, head.number, count, busy,
-                             PyBytes_GET_SIZE(tokens), PyBytes_AS_STRING(data),
-                             PyBytes_GET_SIZE(data), self.link.take_fds(), ended)
-        except (MemoryError, OSError) as error:
-            # Neither the socket's buffer nor shared memory has room for the results.
-            data = dump_plain(no_results(count, error), None, None)
-            flags = (flags | FAILED) & ~(APART | BLOCK | LOANS)
-            self.channel.put(REPLY, flags, head.number, count, busy, 0,
-                             PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), None,
-                             ended)
-        self.channel.flush(True)
-        return 0
-
-    def sharer(self):
-        """What takes large buffers out of results; made when first needed."""
-        if self.results is None:
-            self.results = Sharer(self.caller.store(), RESULT_BYTES, reuse=False)
-        if self.reducers is None and "numpy" in modules:
-            extra = self.results.dispatch_table()
-            if extra:
-                self.reducers = {**copyreg.dispatch_table, **extra}
-        return self.results
-
-    def salvage(self, results, failures):
-        """Pickle results one of which plain pickle cannot carry.
-
-        A failure without an exception is a result that cannot be pickled: the caller
-        knows the task, and makes the error from type and reason.
-        """
-        from fastjob import failure
-        from fastjob._core.capture import type_name
-
-        failed = {record[0] for record in failures}
-        failures = list(failures)
-        for position, result in enumerate(results):
-            if position in failed:
-                continue
-            try:
-                dump_cloud(result, None, None, by_name)
-            except MemoryError as error:
-                failures.append((position, failure.pack(error, ""), "", 0.0))
-            except BaseException as error:
-                reason = str(error) or type_name(error)
-                failures.append((position, None, (type_name(result), reason), 0.0))
-            else:
-                continue
-            results[position] = None
-        failures.sort(key=lambda record: record[0])
-        what = [*results, failures] if failures else results
-        try:
-            return dump_cloud(what, None, None, by_name), bool(failures)
-        except MemoryError as error:    # each alone fits, all together do not
-            return dump_plain(no_results(len(results), error), None, None), True
 
 
 def resident_bytes(statm="/proc/self/statm"):
@@ -506,23 +375,6 @@ def resident_bytes(statm="/proc/self/statm"):
         import psutil
 
         return psutil.Process().memory_info().rss
-
-
-def no_results(n, error):
-    """Results and failures of tasks of which no result can be sent."""
-    from fastjob import failure
-
-    packed = failure.pack(error, "")
-    return [None] * n + [[(position, packed, "", 0.0) for position in range(n)]]
-
-
-cdef bint all_plain(list results):
-    """Whether no two results can have an object in common that may be changed."""
-    cdef Py_ssize_t i
-    for i in range(PyList_GET_SIZE(results)):
-        if not plain(<object>PyList_GET_ITEM(results, i), 4):
-            return False
-    return True
 
 
 def end_child(error):
