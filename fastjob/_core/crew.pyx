@@ -34,6 +34,8 @@ cdef enum:
     SLICE_MS = 100
     # Workers that may end in a row, beyond one each, before the call gives up.
     MOST_LOSSES = 8
+    # Interrupts that ending a call stands.
+    MOST_TRIES = 100
 
 #: How often this process, and those that it comes from, have been forked.
 cdef long long forks = 0
@@ -176,14 +178,17 @@ cdef class Crew:
     def kill_busy(self):
         """Have every worker killed that is not idle, interrupts or not."""
         cdef Peer peer
+        cdef int tries = 0
         interrupt = None
         for peer in self.peers:
-            while peer.batches and not peer.lost:
+            while peer.batches and not peer.lost and tries < MOST_TRIES:
                 try:
                     self.pool.kill(peer)
                     peer.lost = True
-                except KeyboardInterrupt as error:
+                except BaseException as error:
+                    # Ctrl-C, or whatever another thread sets: it waits its turn.
                     interrupt = error
+                    tries += 1
         if interrupt is not None:
             raise interrupt
 

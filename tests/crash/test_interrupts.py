@@ -9,10 +9,11 @@ import signal
 import threading
 
 import pytest
-from gates import Bell, Gate
+from gates import Bell, Gate, until
 from scripts import Script
 
 from fastjob import Parallel, delayed
+from fastjob._pool.pool import pool
 
 # Interrupts come from outside, at random, in whatever the program does: starting the
 # pool, feeding, waiting, decoding, reading a generator, ending a call that was
@@ -168,6 +169,36 @@ def test_an_exception_set_by_another_thread_ends_a_call():
         )
         thread.join()
     assert len(caught) == 1
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, Stop])
+def test_an_interrupt_while_workers_are_killed_spares_none(monkeypatch, interrupt):
+    kill, left = pool.kill, [interrupt, interrupt]
+
+    def interrupted(peer):
+        if left:
+            raise left.pop()
+        pids.append(peer.pid)
+        kill(peer)
+
+    monkeypatch.setattr(pool, "kill", interrupted)
+    pids = []
+    with Gate() as gate, Bell() as bell:
+
+        def tasks():
+            for _ in range(2):
+                yield delayed(ring_and_hold)(bell, gate, 1)
+            bell.wait(2)
+            raise LookupError
+
+        with pytest.raises(interrupt):
+            Parallel(2, "processes", batch_size=1)(tasks())
+        assert len(pids) == 2
+        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_caller_alone():
