@@ -191,6 +191,8 @@ UNPICKLES = {
     "_pool/notes.py": "a NOTE frame",
     "_pool/state.py": "a STATE frame",
     "backends/cluster.py": "what dask or ray has brought",
+    "backends/cluster_calls.py": "the same, in their workers",
+    "backends/mapped.py": "the pipes of multiprocessing, inherited",
     "backends/multiprocessing.py": "the pipes of multiprocessing, inherited",
     "failure.py": "part of a REPLY, or what this process has just pickled",
     "peek.py": "what this process has pickled; makes stand-ins only",
