@@ -1,6 +1,7 @@
 # Who reads which block: the tables in which receivers mark what they have dropped.
 
-from fastjob._core.segments cimport Block, Region
+from fastjob._core.regions cimport Region
+from fastjob._core.segments cimport Block
 
 cdef enum:
     TABLE_HEADER = 4096

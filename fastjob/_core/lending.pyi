@@ -3,7 +3,8 @@ from typing import Literal, final
 
 from typing_extensions import Buffer
 
-from fastjob._core.segments import Block, Region
+from fastjob._core.regions import Region
+from fastjob._core.segments import Block
 
 _Mode = Literal["r", "r+", "w+", "c"]
 

@@ -68,20 +68,19 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr
 
-from fastjob._core.segments cimport (
+from fastjob._core.regions cimport (
     GRANULE,
     GRANULE_BITS,
     PAGE,
-    Block,
     Holders,
     Region,
     current_epoch,
     enter_child,
     lock,
     open_file,
-    set_reclaim,
     unlock,
 )
+from fastjob._core.segments cimport Block, set_reclaim
 from fastjob._core.shm cimport (
     MAP_FAILED,
     MAP_NORESERVE,

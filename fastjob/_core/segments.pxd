@@ -1,16 +1,9 @@
-# Memory that this process owns and shares: regions, blocks of them, their store.
+# Memory that this process owns and shares: blocks of regions, and their store.
+
+from fastjob._core.regions cimport Region
 
 cdef enum:
-    GRANULE_BITS = 16
-    GRANULE = 65536  # bytes, 2**GRANULE_BITS; blocks start at multiples of it
-    PAGE = 4096
     CLASSES = 160
-
-
-# How many live views a receiving process has on the block that starts at a granule.
-cdef struct Holders:
-    unsigned int views     # atomic; changed by every view's birth and death
-    unsigned int granules  # length of the block; written before the first view
 
 
 # A piece of a region; belongs to one store for as long as the store lives.
@@ -29,18 +22,6 @@ cdef struct Extent:
     double freed_at   # seconds, monotonic
     int size_class
     int place         # index of the backing store that the region lies in
-
-
-cdef class Region:
-    cdef readonly int fd       # -1 once closed
-    cdef readonly size_t size  # bytes
-    cdef char *address
-    cdef Holders *holders      # one a granule; NULL in the owner
-    cdef unsigned char orphaned  # atomic; the owner is dead, nobody allocates here
-
-    cdef int map(self, int fd, size_t size) except -1
-    cdef int track(self) except -1
-    cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil
 
 
 cdef class Store:
@@ -95,15 +76,7 @@ cdef class Block:
 
 cdef Block part_of(object holder, Region region, size_t offset, size_t nbytes)
 
-# A new, empty, unnamed file of `size` bytes; `place` None is anonymous memory.
-cdef int open_file(str place, size_t size) except -1
-
 # Called by Store before it takes cold memory: gives back what the receivers of this
 # process's blocks have dropped.  Set by the module `lending`.
 ctypedef int (*Reclaim)() except -1
 cdef void set_reclaim(Reclaim function) noexcept
-
-cdef void lock() noexcept nogil
-cdef void unlock() noexcept nogil
-cdef int current_epoch() noexcept nogil
-cdef void enter_child() noexcept

@@ -3,10 +3,7 @@ from typing import final
 
 from typing_extensions import Buffer
 
-@final
-class Region:
-    fd: int
-    size: int
+from fastjob._core.regions import Region
 
 @final
 class Block(Buffer):
@@ -37,5 +34,3 @@ class Store:
     def allocate(self, nbytes: int) -> Block: ...
     def collect(self) -> bool: ...
     def close(self) -> None: ...
-
-def available_memory() -> int: ...

@@ -1,9 +1,7 @@
-"""Memory that one process owns and others read: regions, blocks, their store.
+"""Memory that one process owns and others read: blocks of regions, and their store.
 
-A *region* is a large, sparse, anonymous file, mapped once by its owner and once by
-each process that receives blocks of it: a memfd, or an unlinked file where a folder is
-named, where there is no memfd, and where ``FASTJOB_MEMFD=0`` says so.  A *block* is a
-piece of a region that holds one buffer.  The *store* carves blocks out of regions,
+A *region* is a large, sparse file that processes map (see ``regions``).  A *block* is
+a piece of a region that holds one buffer.  The *store* carves blocks out of regions,
 fills them and takes them back.
 Who may still be reading a block in another process is the business of the module
 ``lending``; here a block is in use for as long as its `Block` object lives.
@@ -59,72 +57,42 @@ from cpython.buffer cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastjob._core.regions cimport (
+    GRANULE_BITS,
+    MEMORY,
+    PAGE,
+    Region,
+    current_epoch,
+    lock,
+    no_room,
+    open_file,
+    unlock,
+)
 from fastjob._core.shm cimport (
     EINTR,
     ENOMEM,
     ENOSPC,
     MADV_POPULATE_READ,
-    MADV_REMOVE,
-    MAP_ANONYMOUS,
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PROT_READ,
-    PROT_WRITE,
-    close as close_fd,
     errno,
     madvise,
-    mmap,
-    munmap,
     off_t,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_t,
-    pthread_mutex_unlock,
     pwrite,
     shm_clock,
     shm_exchange,
-    shm_memfd,
     shm_swap_pointer,
 )
 
 import os
+
+from fastjob._core.regions import available_memory
 
 cdef enum:
     FIRST_REGION = 67108864  # bytes
     ZEROS = 262144           # bytes; a reservation without data is written in these
     LARGE = 67108864         # bytes; not reserved in memory without asking for its size
 
-# The places that are memory: anonymous, and the folder of shared memory.
-cdef tuple MEMORY = (None, "/dev/shm")
-
-cdef pthread_mutex_t mutex
-cdef int epoch = 0
 cdef Reclaim reclaim = NULL
 cdef char zeros[ZEROS]
-
-pthread_mutex_init(&mutex, NULL)
-
-
-cdef void lock() noexcept nogil:
-    pthread_mutex_lock(&mutex)
-
-
-cdef void unlock() noexcept nogil:
-    pthread_mutex_unlock(&mutex)
-
-
-cdef int current_epoch() noexcept nogil:
-    return epoch
-
-
-cdef void enter_child() noexcept:
-    """Disown everything; in the child, whose only thread is this one."""
-    global epoch
-    epoch += 1
-    pthread_mutex_init(&mutex, NULL)
-
 
 cdef void set_reclaim(Reclaim function) noexcept:
     global reclaim
@@ -154,52 +122,6 @@ cdef inline size_t whole_pages(size_t nbytes) noexcept nogil:
 
 @cython.final
 @cython.no_gc
-cdef class Region:
-    """A sparse shared file and this process's mapping of it."""
-
-    def __cinit__(self):
-        self.fd = -1
-
-    def __dealloc__(self):
-        if self.address != NULL:
-            munmap(self.address, self.size)
-        if self.holders != NULL:
-            munmap(self.holders, (self.size >> GRANULE_BITS) * sizeof(Holders))
-        if self.fd >= 0:
-            close_fd(self.fd)
-
-    cdef int map(self, int fd, size_t size) except -1:
-        """Map the file and own ``fd``, whatever happens."""
-        self.fd = fd
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
-        if address == MAP_FAILED:
-            raise OSError(errno, f"cannot map {size} bytes of shared memory: "
-                                 f"{os.strerror(errno)}")
-        self.address = <char *>address
-        self.size = size
-        return 0
-
-    cdef int track(self) except -1:
-        """Make room to count the views on each block; for received regions."""
-        cdef size_t size = (self.size >> GRANULE_BITS) * sizeof(Holders)
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if address == MAP_FAILED:
-            raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
-        self.holders = <Holders *>address
-        return 0
-
-    cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil:
-        """Give memory back that nobody reads any more.
-
-        A file system that cannot keeps it until it is overwritten or the file goes.
-        """
-        madvise(self.address + offset, nbytes, MADV_REMOVE)
-
-
-@cython.final
-@cython.no_gc
 cdef class Block:
     """A buffer in shared memory, in use for as long as this object lives.
 
@@ -216,10 +138,10 @@ cdef class Block:
         cdef Extent *extent = self.extent
         cdef Store store
         cdef void *head
-        if extent == NULL or self.epoch != epoch:
+        if extent == NULL or self.epoch != current_epoch():
             return
         store = <Store>self.holder
-        if store.epoch != epoch:
+        if store.epoch != current_epoch():
             return  # closed
         while True:
             head = store.returned
@@ -236,7 +158,7 @@ cdef Block part_of(object holder, Region region, size_t offset, size_t nbytes):
     block.offset = offset
     block.nbytes = nbytes
     block.address = region.address + offset
-    block.epoch = epoch
+    block.epoch = current_epoch()
     return block
 
 
@@ -308,7 +230,7 @@ cdef class Store:
         self.idle_seconds = idle_seconds
         self.regions = []
         self.places = [None if folder is None else os.fspath(folder)]
-        self.epoch = epoch
+        self.epoch = current_epoch()
 
     def __dealloc__(self):
         cdef Extent *extent = self.extents
@@ -371,7 +293,7 @@ cdef class Store:
         cdef Block block
         cdef char *address
         cdef int error, fd = -1
-        if self.epoch != epoch:
+        if self.epoch != current_epoch():
             raise RuntimeError("a store was used after it was closed, or by a forked "
                                "child; this is a bug in fastjob, please report it")
         while True:
@@ -402,7 +324,7 @@ cdef class Store:
         block.nbytes = nbytes
         block.address = address
         block.own = True
-        block.epoch = epoch
+        block.epoch = current_epoch()
         block.extent = extent
         lock()
         self.live_blocks = self.live_blocks + 1
@@ -623,7 +545,7 @@ cdef class Store:
         """
         cdef Extent *extent
         cdef Region region
-        if self.epoch != epoch:
+        if self.epoch != current_epoch():
             return False
         if reclaim != NULL:
             reclaim()
@@ -656,50 +578,3 @@ cdef class Store:
             self.warm[i] = self.cold[i] = NULL
         unlock()
         self.regions.clear()
-
-
-cdef int open_file(str place, size_t size) except -1:
-    cdef int fd = -1
-    if place is None:
-        fd = shm_memfd(b"fastjob")
-        if fd < 0:
-            raise OSError(errno, os.strerror(errno))
-    else:
-        import tempfile
-        with tempfile.TemporaryFile(dir=place) as file:
-            fd = os.dup(file.fileno())
-    try:
-        os.ftruncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def available_memory():
-    """Bytes that can be used without making the kernel end processes.
-
-    Memory is promised by the kernel without limit, and the promise is broken by
-    killing; so a large reservation asks first.
-    """
-    try:
-        with open("/proc/meminfo") as info:
-            for line in info:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass  # no such file on this system: there is nothing to go by
-    return 1 << 62
-
-
-cdef str no_room(str place, size_t nbytes, int error):
-    """Say which place has no room, for how much, and how much it has."""
-    if place is None:
-        return f"no room for {nbytes} bytes of shared memory: {os.strerror(error)}"
-    try:
-        state = os.statvfs(place)
-        found = f"{state.f_bavail * state.f_frsize} bytes are free"
-    except OSError as missing:
-        found = missing.strerror
-    return (f"cannot put {nbytes} bytes of shared memory into folder {place!r}: "
-            f"{os.strerror(error)} ({found})")

@@ -1,0 +1,8 @@
+from typing import final
+
+@final
+class Region:
+    fd: int
+    size: int
+
+def available_memory() -> int: ...

@@ -1,0 +1,154 @@
+"""Regions: large, sparse files of shared memory, and where they may lie.
+
+A *region* is mapped once by its owner and once by each process that receives blocks of
+it: a memfd, or an unlinked file where a folder is named, where there is no memfd, and
+where ``FASTJOB_MEMFD=0`` says so.  It costs nothing until something is written to it.
+
+Here is also what all the modules of shared memory stand on: their one mutex, and the
+epoch, which tells a forked child's objects from its parent's (see ``segments``).
+"""
+
+cimport cython
+
+from fastjob._core.shm cimport (
+    MADV_REMOVE,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_READ,
+    PROT_WRITE,
+    close as close_fd,
+    errno,
+    madvise,
+    mmap,
+    munmap,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_t,
+    pthread_mutex_unlock,
+    shm_memfd,
+)
+
+import os
+
+# The places that are memory: anonymous, and the folder of shared memory.
+cdef tuple MEMORY = (None, "/dev/shm")
+
+cdef pthread_mutex_t mutex
+cdef int epoch = 0
+
+pthread_mutex_init(&mutex, NULL)
+
+
+cdef void lock() noexcept nogil:
+    pthread_mutex_lock(&mutex)
+
+
+cdef void unlock() noexcept nogil:
+    pthread_mutex_unlock(&mutex)
+
+
+cdef int current_epoch() noexcept nogil:
+    return epoch
+
+
+cdef void enter_child() noexcept:
+    """Disown everything; in the child, whose only thread is this one."""
+    global epoch
+    epoch += 1
+    pthread_mutex_init(&mutex, NULL)
+
+
+@cython.final
+@cython.no_gc
+cdef class Region:
+    """A sparse shared file and this process's mapping of it."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.address != NULL:
+            munmap(self.address, self.size)
+        if self.holders != NULL:
+            munmap(self.holders, (self.size >> GRANULE_BITS) * sizeof(Holders))
+        if self.fd >= 0:
+            close_fd(self.fd)
+
+    cdef int map(self, int fd, size_t size) except -1:
+        """Map the file and own ``fd``, whatever happens."""
+        self.fd = fd
+        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
+        if address == MAP_FAILED:
+            raise OSError(errno, f"cannot map {size} bytes of shared memory: "
+                                 f"{os.strerror(errno)}")
+        self.address = <char *>address
+        self.size = size
+        return 0
+
+    cdef int track(self) except -1:
+        """Make room to count the views on each block; for received regions."""
+        cdef size_t size = (self.size >> GRANULE_BITS) * sizeof(Holders)
+        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if address == MAP_FAILED:
+            raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
+        self.holders = <Holders *>address
+        return 0
+
+    cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil:
+        """Give memory back that nobody reads any more.
+
+        A file system that cannot keeps it until it is overwritten or the file goes.
+        """
+        madvise(self.address + offset, nbytes, MADV_REMOVE)
+
+
+cdef int open_file(str place, size_t size) except -1:
+    cdef int fd = -1
+    if place is None:
+        fd = shm_memfd(b"fastjob")
+        if fd < 0:
+            raise OSError(errno, os.strerror(errno))
+    else:
+        import tempfile
+        with tempfile.TemporaryFile(dir=place) as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def available_memory():
+    """Bytes that can be used without making the kernel end processes.
+
+    Memory is promised by the kernel without limit, and the promise is broken by
+    killing; so a large reservation asks first.
+    """
+    try:
+        with open("/proc/meminfo") as info:
+            for line in info:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass  # no such file on this system: there is nothing to go by
+    return 1 << 62
+
+
+cdef str no_room(str place, size_t nbytes, int error):
+    """Say which place has no room, for how much, and how much it has."""
+    if place is None:
+        return f"no room for {nbytes} bytes of shared memory: {os.strerror(error)}"
+    try:
+        state = os.statvfs(place)
+        found = f"{state.f_bavail * state.f_frsize} bytes are free"
+    except OSError as missing:
+        found = missing.strerror
+    return (f"cannot put {nbytes} bytes of shared memory into folder {place!r}: "
+            f"{os.strerror(error)} ({found})")
