@@ -52,10 +52,16 @@ def unix_sockets():
     return {row[6]: (int(row[3], 16), "".join(row[7:])) for row in rows}
 
 
+def descendants():
+    """Numbers of the processes that this one, and they, have started."""
+    return {p.pid for p in psutil.Process().children(recursive=True)}
+
+
 class Held:
     """A call in the middle of its tasks."""
 
     def __init__(self):
+        others = descendants()  # servers of other tests
         self.before = set(descriptors(os.getpid()).items())
         self.bell, self.gate = Bell(), Gate()
         self.meeting_points = {self.bell.path, self.gate.path}
@@ -63,7 +69,7 @@ class Held:
             2, "processes", return_as="generator", batch_size=1, max_nbytes=1000
         )(delayed(hold)(self.bell, self.gate, bytes(1_000_000)) for _ in range(2))
         self.bell.wait(2)
-        self.helpers = [p.pid for p in psutil.Process().children(recursive=True)]
+        self.helpers = sorted(descendants() - others)
 
     def end(self):
         self.gate.open()

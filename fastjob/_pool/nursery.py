@@ -213,6 +213,7 @@ def main(with_site: bool) -> None:
     """Run the nursery; standard input is the control socket."""
     control = child.take_over(3, with_site)
     try:
-        Nursery(socket(fileno=control)).serve()
+        nursery = Nursery(socket(fileno=control))
+        nursery.serve()
     finally:
-        os._exit(0)
+        os._exit(0)  # with the socket open until now: its end is what the caller sees
