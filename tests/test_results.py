@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import signal
@@ -11,7 +12,8 @@ import weakref
 
 import pytest
 
-from fastjob._core.results import ResultIterator, ResultStream
+from fastjob._core.results import ResultIterator, ResultStream, feed
+from fastjob._pool.pump import Pump
 
 WAIT = 30.0
 
@@ -385,3 +387,25 @@ def test_a_forked_child_is_told_that_the_results_are_not_its_own():
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert next(stream) == 1
+
+
+def test_an_exception_that_is_there_before_the_thread_starts_ends_the_stream():
+    """It is raised by the first instruction of Python that the thread comes to."""
+    pump = Pump(ordered=True)
+    pump.ended.acquire()
+    set_exception = functools.partial(
+        ctypes.pythonapi.PyThreadState_SetAsyncExc,
+        ctypes.c_ulong(threading.get_ident()),
+        ctypes.py_object(Asynchronous),
+    )
+
+    def run(stream, wake):
+        raise AssertionError("it was not there")
+
+    steps = map(
+        functools.partial.__call__, [set_exception, functools.partial(feed, pump, run)]
+    )
+    assert list(steps) == [1, None]
+    assert pump.ended.acquire(blocking=False)
+    with pytest.raises(Asynchronous):
+        next(ResultIterator(pump.stream))

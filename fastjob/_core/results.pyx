@@ -464,3 +464,29 @@ cdef class ResultIterator:
     def close(self):
         """Stop the call; what has been computed and not read is dropped."""
         self.stream.close()
+
+
+def feed(pump, run):
+    """Run a call in a thread of its own; its stream ends in any case.
+
+    Compiled, because an exception that somebody sets in this thread is raised between
+    two instructions of Python: also before a ``try``, or within its ``finally``. Here
+    it can only hit `run`. (CPython to 3.11 lets a new thread share its maker's number
+    for a moment, and what is meant for the one can hit the other.)
+
+    Parameters
+    ----------
+    pump : Pump
+    run : callable
+        ``run(stream, wake)`` puts the results.
+    """
+    cdef ResultStream stream = pump.stream
+    try:
+        run(stream, pump.wake)
+    except BaseException as error:
+        stream.fail(error)
+    else:
+        stream.finish()
+    finally:
+        pump.running.discard(pump)
+        pump.ended.release()

@@ -13,13 +13,12 @@ from _thread import allocate_lock, start_new_thread
 from contextvars import copy_context
 
 from fastjob._core.forks import register_at_fork
-from fastjob._core.results import ResultIterator, ResultStream
+from fastjob._core.results import ResultIterator, ResultStream, feed
 from fastjob._core.wake import Wake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 #: Bytes of results that may wait for their reader; one batch more can be on its way.
 HELD_BYTES = 32 << 20
@@ -46,23 +45,11 @@ class Pump:
         Pump.running.add(self)
         context = copy_context()
         try:
-            start_new_thread(context.run, (self._work, run))
+            start_new_thread(context.run, (feed, self, run))
         except BaseException:
             Pump.running.discard(self)
             raise
         return reader
-
-    def _work(self, run: Callable[[ResultStream, Wake], Any]) -> None:
-        stream = self.stream
-        try:
-            run(stream, self.wake)
-        except BaseException as error:
-            stream.fail(error)
-        else:
-            stream.finish()
-        finally:
-            Pump.running.discard(self)
-            self.ended.release()
 
 
 def stop_all() -> None:
