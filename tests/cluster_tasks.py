@@ -174,18 +174,18 @@ class ClusterTests:
         self.parallel(progress=seen.append)(delayed(square)(i) for i in range(200))
         assert seen[-1].done == 200
 
-    def test_what_has_not_started_when_a_call_fails_never_runs(self, tmp_path):
+    def test_what_has_not_been_sent_when_a_call_fails_never_runs(self, tmp_path):
+        """What has been sent is cancelled, which takes a cluster a moment."""
         folder = str(tmp_path)
         tasks = [delayed(fail_on)(0, [0])]
-        tasks += [delayed(mark)(folder, i) for i in range(1, 4)]
+        tasks += [delayed(mark)(folder, i) for i in range(1, 40)]
         try:
             with pytest.raises(ValueError, match="no 0"):
                 self.parallel(batch_size=1)(tasks)
         finally:
             Path(folder, "end").touch()
         assert self.parallel()(delayed(square)(i) for i in range(9))[-1] == 64
-        # The other worker has had task 1, and that of task 0 perhaps task 2.
-        assert not Path(folder, "3").exists()
+        assert not any(Path(folder, str(i)).exists() for i in range(20, 40))
 
     @pytest.mark.parametrize("kind", ["threading", "processes"])
     def test_tasks_can_use_the_cores_of_their_machine(self, kind):

@@ -208,7 +208,7 @@ UNPICKLES = {
 
 
 def test_bytes_are_unpickled_where_it_is_known_and_nowhere_else():
-    package = Path(fastjob.__file__).parent
+    package = Path(__file__).parents[1] / "fastjob"  # a wheel has no sources
     call = re.compile(
         r"\b(pickle|cloudpickle|marshal)\.loads?\(|[^.]\bloads\(|Unpickler\("
     )

@@ -10,7 +10,7 @@ cimport cython
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int64_t
 
-from fastjob._core.capture cimport Constant
+from fastjob._core.capture cimport Constant, Copied
 
 
 @cython.final
@@ -95,7 +95,7 @@ cdef class Batch:
         if self.column:
             args = (item,)
         elif type(item) is tuple:
-            args = item
+            args = tuple([(<Copied>x).value if type(x) is Copied else x for x in item])
         else:
             refs = {}
             for c in (self.refs[at] if self.refs is not None else None) or ():

@@ -18,8 +18,16 @@ cdef class Constant:
     cdef long long checked          # epoch of the last comparison
 
 
+cdef class Copied:
+    # Stands in a task's arguments for an object of which the task gets a copy.
+    cdef uint32_t number
+    cdef readonly object value
+
+
 cdef class Capture:
     cdef dict functions         # id (or ids) -> Constant
+    cdef dict repeated          # id -> Constant: small, and copied for each task
+    cdef object last_alone      # what might be repeated by the next task
     cdef dict shared            # id -> Constant
     cdef dict explicit          # the same, for what the user has shared
     cdef list candidates        # shared constants used once so far, oldest first
@@ -41,6 +49,8 @@ cdef class Capture:
     cdef object arguments(self, long long index, object f, object with_function,
                           tuple args, object kwargs)
     cdef Constant _new(self, object value, object data, list blocks, list needs)
+    cdef tuple with_copy(self, tuple args)
+    cdef int _repeat(self, object value) except -1
     cdef object _replaced(self, object value)
     cdef bint _open(self, object value) except -1
     cpdef int next_epoch(self) except -1

@@ -17,6 +17,11 @@ What is pickled only once a call:
   that another argument of the task refers to would arrive twice; such a task is
   pickled as a whole.
 
+- a small argument that tasks in a row have, as the same array or list of parameters, if
+  it is the only one of its task that could change. Each task still gets a copy of its
+  own, since it may write to it: the reference in its place is one to the pickle. Again
+  the object is compared before each task; once it has changed, it is pickled each time.
+
 A constant that only one task used gives way when `KEEP_BYTES` of such have gathered:
 tasks with a large argument each would else fill both processes' memory.
 """
@@ -31,7 +36,7 @@ from libc.stdint cimport uint32_t
 from fastjob._core.arrays cimport Sharer
 from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
 from fastjob._core.quiet cimport pickles_quietly
-from fastjob._core.snapshot cimport Snapshot
+from fastjob._core.snapshot cimport Snapshot, is_array
 
 import copyreg
 import io
@@ -40,6 +45,7 @@ from sys import modules
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from fastjob._core.constants import constant as fetch
+from fastjob._core.constants import copied as fetch_copy
 from fastjob._core.pickling import loads
 from fastjob._core.quiet import register_quiet
 from fastjob._core.snapshot import Opaque
@@ -57,6 +63,9 @@ cdef enum:
     KEEP_BYTES = 64 << 20
     # A container of fewer members is pickled with its task at once.
     FEW = 256
+    # Small objects of which each task gets a copy: how many, and their pickles' size.
+    MOST_REPEATED = 64
+    COPY_BYTES = 8 << 10
 
 
 cdef frozenset CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
@@ -96,6 +105,17 @@ cdef bint plain(object value, int depth) noexcept:
     return False
 
 
+cdef Py_ssize_t only_open(tuple args) noexcept:
+    """The place of the only argument that can change; -1 if there is not just one."""
+    cdef Py_ssize_t i, place = -1
+    for i in range(PyTuple_GET_SIZE(args)):
+        if not plain(<object>PyTuple_GET_ITEM(args, i), 4):
+            if place >= 0:
+                return -1
+            place = i
+    return place
+
+
 @cython.final
 cdef class Constant:
     """Something sent once a worker, and referred to by number."""
@@ -111,6 +131,15 @@ class Reference:
 
     def __reduce__(self):
         return fetch, (self.number,)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Copied:
+    """Stands in a task's arguments for an object of which the task gets a copy."""
+
+    def __reduce__(self):
+        return fetch_copy, (self.number,)
 
 
 class Packed:
@@ -133,6 +162,8 @@ cdef bint possibly_large(object value) except -1:
     """Whether the pickle of a value could be worth sharing."""
     if type(value) in CONTAINERS:
         return len(value) >= FEW
+    if is_array(type(value)):
+        return value.nbytes >= SHARE_BYTES
     return type(value).__module__ != "builtins" or len_or_zero(value) >= LONG_LEAF
 
 
@@ -179,6 +210,7 @@ cdef class Capture:
     def __init__(self, Sharer sharer not None, dict explicit=None):
         self.explicit = explicit
         self.functions = {}
+        self.repeated = {}
         self.shared = {}
         self.candidates = []
         self.expired = []
@@ -293,9 +325,13 @@ cdef class Capture:
         cdef dict named = dict(kwargs)
         cdef Py_ssize_t i, others = 0
         cdef object alone = None, place = None
-        self.refs = []
-        self.blocks = None
         try:
+            if with_function is None and not kwargs:
+                i = only_open(args)
+                if i >= 0:
+                    self._repeat(<object>PyTuple_GET_ITEM(args, i))
+            self.refs = []
+            self.blocks = None
             for i in range(len(sent)):
                 sent[i] = self._replaced(sent[i])
                 if self._open(sent[i]):
@@ -332,6 +368,58 @@ cdef class Capture:
         except Exception as error:
             self._explain(index, f, with_function is not None, args, kwargs, error)
         return data
+
+    cdef tuple with_copy(self, tuple args):
+        """The arguments with a reference to what `_repeat` has pickled; None if there
+        is no such, or if others may change too. Sets `refs` and `blocks`."""
+        cdef Py_ssize_t place
+        cdef Constant c
+        cdef Copied mark
+        if not self.repeated:
+            return None
+        place = only_open(args)
+        if place < 0:
+            return None
+        c = self.repeated.get(id(<object>PyTuple_GET_ITEM(args, place)))
+        if c is None or c.snapshot is None:
+            return None
+        if c.checked != self.epoch:
+            if not c.snapshot.unchanged():
+                # It is of the kind that changes: no copy of it is made again.
+                c.snapshot = None
+                self.expired.append(c)
+                return None
+            c.checked = self.epoch
+        mark = Copied.__new__(Copied)
+        mark.number = c.number
+        mark.value = c.value
+        self.refs = [c]
+        self.blocks = None
+        # What it takes up in the worker: it bounds the size of a batch.
+        self.bytes_pickled += c.nbytes
+        return (*args[:place], mark, *args[place + 1:])
+
+    cdef int _repeat(self, object value) except -1:
+        """Pickle a small value that the task before had too once more: the tasks from
+        now on have copies of it."""
+        cdef Constant c
+        if value is not self.last_alone:
+            self.last_alone = None if possibly_large(value) else value
+            return 0
+        if (len(self.repeated) >= MOST_REPEATED or id(value) in self.repeated
+                or not pickles_quietly(value, 4)):
+            return 0
+        try:
+            snapshot = Snapshot(value)
+        except Opaque:
+            return 0
+        data, blocks, needs = self._pickled_alone(value)
+        if blocks is not None or needs or PyBytes_GET_SIZE(data) > COPY_BYTES:
+            return 0
+        c = self._new(value, data, None, None)
+        c.snapshot = snapshot
+        self.repeated[id(value)] = c
+        return 0
 
     cdef object _replaced(self, object value):
         """A reference in the place of a value that the worker has, or will have."""

@@ -5,3 +5,4 @@ cdef int forget(uint32_t number) except -1
 cdef int reset() except -1
 cdef dict known()
 cpdef object constant(uint32_t number)
+cpdef object copied(uint32_t number)

@@ -4,12 +4,14 @@ The table belongs to the worker's only thread that reads the socket.  A definiti
 kept as bytes until a task first needs it, so that an error in unpickling it (a module
 that cannot be imported there) is that task's error.
 
-`constant` is what a pickled reference calls: ``pickle`` finds it by its name.
+`constant` and `copied` are what a pickled reference calls: ``pickle`` finds them by
+their names. A number is referred to in one of the two ways only.
 """
 
 from libc.stdint cimport uint32_t
 
 from fastjob._core.pickling cimport load
+from fastjob._core.snapshot cimport is_array
 from fastjob._core.wire cimport is_lasting
 
 cdef dict pickled = {}
@@ -52,3 +54,14 @@ cpdef object constant(uint32_t number):
     # The bytes stay only as long as they are needed.
     pickled[number] = None
     return value
+
+
+cpdef object copied(uint32_t number):
+    """A new copy of what a task's arguments refer to: the task may change it."""
+    cdef object value = loaded.get(number)
+    if value is None:
+        value = load(pickled[number])
+        if not (is_array(type(value)) and value.flags.writeable):
+            return value
+        loaded[number] = value      # copying it is ten times faster; no task has it
+    return value.copy(order="K")

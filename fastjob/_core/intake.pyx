@@ -138,8 +138,12 @@ cdef class Intake:
             if not self.examined:
                 self.examined = True
                 self.capture.quiet = not self.streaming and is_quiet_input(self.tasks)
-            item = self.capture.arguments(
-                self.taken, f, f if constant is None else None, args, kwargs)
+            item = None
+            if constant is not None and not kwargs:
+                item = self.capture.with_copy(args)
+            if item is None:
+                item = self.capture.arguments(
+                    self.taken, f, f if constant is None else None, args, kwargs)
             eager = True
         else:
             item = args

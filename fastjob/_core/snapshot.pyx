@@ -11,7 +11,8 @@ What is compared, and how:
 - ``list``, ``tuple``, ``dict``, ``set``, ``frozenset``: members, by address, in order;
 - instances of classes written in Python, with the pickling that ``object`` gives or
   with their own: the attributes in ``__dict__`` and in slots;
-- ``bytearray``: its bytes;
+- ``bytearray``, and numpy arrays of up to `MOST_BYTES` without objects: their bytes, an
+  array's layout too;
 - numbers, strings, ``bytes``, ``None``, functions, classes, modules: immutable, or
   pickled by name.
 
@@ -19,11 +20,17 @@ A dict that belongs to nobody's attributes is not compared member by member wher
 CPython numbers the changes of every dict (up to 3.13) and the number is the same.
 The numbers are trusted only after they have been seen to change with every operation.
 
-Anything else keeps its state where Python cannot see it (an extension type, an
+Anything else keeps its state where Python cannot see it (an extension type, a large
 array): then no snapshot is taken, and the owner pickles again and compares the bytes.
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
 from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -38,6 +45,7 @@ cdef frozenset LEAVES = frozenset({
 cdef enum:
     HEAP_TYPE = 1 << 9      # Py_TPFLAGS_HEAPTYPE: made by a class statement
     MOST_PARTS = 1 << 16    # containers; more would cost more than pickling again
+    MOST_BYTES = 8 << 10    # of an array; above, comparing is not what costs
 
 
 cdef extern from *:
@@ -61,6 +69,41 @@ cdef extern from *:
     bint fj_same_members(list a, list b, Py_ssize_t n) noexcept
 
 
+cdef extern from *:
+    """
+    #define FJ_LAYOUT 256
+    /* What a contiguous buffer of at most `most` bytes looks like, without its
+       contents; 0 if it is not one, or is too complicated. */
+    static inline Py_ssize_t fj_layout(Py_buffer *b, Py_ssize_t most, char *out)
+    {
+        size_t format = b->format == NULL ? 0 : strlen(b->format);
+        size_t numbers = 2 * (size_t)b->ndim + 2;
+        Py_ssize_t at[FJ_LAYOUT / sizeof(Py_ssize_t)];
+        int i;
+        if (b->len > most || !PyBuffer_IsContiguous(b, 'A')
+            || numbers * sizeof *at + format > FJ_LAYOUT)
+            return 0;
+        at[0] = b->readonly;
+        at[1] = b->itemsize;
+        for (i = 0; i < b->ndim; i++) {
+            at[2 + 2 * i] = b->shape[i];
+            at[3 + 2 * i] = b->strides[i];
+        }
+        memcpy(out, at, numbers * sizeof *at);
+        if (format)
+            memcpy(out + numbers * sizeof *at, b->format, format);
+        return (Py_ssize_t)(numbers * sizeof *at + format);
+    }
+    """
+    enum:
+        FJ_LAYOUT
+    Py_ssize_t fj_layout(Py_buffer *b, Py_ssize_t most, char *out) noexcept
+
+
+cdef extern from "string.h":
+    int memcmp(const void *a, const void *b, size_t n) noexcept
+
+
 cdef bint changes_are_numbered() except -1:
     """Whether every way of changing a dict gives it a number it never had."""
     cdef dict d = {1: object(), 2: object(), 3: object(), "a": 1}
@@ -79,6 +122,60 @@ cdef bint changes_are_numbered() except -1:
 
 
 cdef bint numbered = changes_are_numbered()
+
+
+cdef bint is_array(object kind) except -1:
+    """Whether a class is numpy's own array."""
+    return kind.__module__ == "numpy" and kind.__qualname__ == "ndarray"
+
+
+@cython.final
+cdef class ArrayState:
+    """What a small array held: its bytes, their layout, and its dtype.
+
+    Raises
+    ------
+    Opaque
+        If it is large, has holes, or consists of what no buffer can describe.
+    """
+    cdef object dtype
+    cdef bytes layout
+    cdef bytes data
+
+    def __init__(self, array):
+        cdef Py_buffer view
+        cdef char layout[FJ_LAYOUT]
+        cdef Py_ssize_t n
+        self.dtype = array.dtype
+        if self.dtype.hasobject:
+            raise Opaque
+        try:
+            PyObject_GetBuffer(array, &view, PyBUF_FULL_RO)
+        except (ValueError, BufferError):   # dates, for example
+            raise Opaque from None
+        try:
+            n = fj_layout(&view, MOST_BYTES, layout)
+            if n == 0:
+                raise Opaque
+            self.layout = PyBytes_FromStringAndSize(layout, n)
+            self.data = PyBytes_FromStringAndSize(<char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef bint unchanged(self, object array) except -1:
+        cdef Py_buffer view
+        cdef char layout[FJ_LAYOUT]
+        cdef Py_ssize_t n
+        if array.dtype is not self.dtype:
+            return False
+        PyObject_GetBuffer(array, &view, PyBUF_FULL_RO)
+        n = fj_layout(&view, MOST_BYTES, layout)
+        same = (n == PyBytes_GET_SIZE(self.layout)
+                and memcmp(layout, PyBytes_AS_STRING(self.layout), n) == 0
+                and view.len == PyBytes_GET_SIZE(self.data)
+                and memcmp(view.buf, PyBytes_AS_STRING(self.data), view.len) == 0)
+        PyBuffer_Release(&view)
+        return same
 
 
 class Opaque(Exception):
@@ -170,6 +267,8 @@ cdef class Snapshot:
             return 0
         elif kind is bytearray:
             copy = bytes(obj)
+        elif is_array(kind):
+            copy = ArrayState(obj)
         else:
             if kind not in self.kinds:
                 if not is_python_instance(kind):
@@ -219,6 +318,9 @@ cdef class Snapshot:
                     return False
             elif kind is bytearray:
                 if obj != copy:
+                    return False
+            elif type(copy) is ArrayState:
+                if not (<ArrayState>copy).unchanged(obj):
                     return False
             elif type(copy) is tuple:
                 if getattr(obj, "__dict__", None) is not copy[0]:
