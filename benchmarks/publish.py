@@ -25,11 +25,18 @@ CHOSEN = (
     "tiny-threads",
     "tiny-sequential",
     "call-processes",
+    "call-threads",
     "dict-processes",
     "instant-then-slow",
-    "results-large",
     "cold-first-call",
+    "cold-import",
     "idle-memory",
+    "array-shared",
+    "arrays-in",
+    "results-large",
+    "results-many",
+    "arrays-both-ways",
+    "frame-shared",
 )
 #: Where the pictures go: of the chosen rows, and of all.
 FIGURES = (

@@ -36,12 +36,11 @@ def run(options: argparse.Namespace) -> int:
             continue
         outcomes.append(measure(row, names, effort, options.quick))
         print(one_line(outcomes[-1]), file=sys.stderr, flush=True)
+        if options.json:  # after each row: a run takes long, and may be broken off
+            report.write_json(options.json, report.as_json(outcomes, "versus"))
     print(report.table(outcomes, names), end="")
-    values = report.as_json(outcomes, "versus")
-    if options.json:
-        report.write_json(options.json, values)
     if options.page:
-        page.draw(values, options.page)
+        page.draw(report.as_json(outcomes, "versus"), options.page)
     failed = any(rounds.REFERENCE in outcome.errors for outcome in outcomes)
     return int(failed or any(outcome.different for outcome in outcomes))
 
