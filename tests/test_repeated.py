@@ -112,6 +112,10 @@ def fill_inside(value, i):
     ],
 )
 @pytest.mark.parametrize("quiet_until", [0, 1, 5, 100])
+# From numpy 2.5 on it is discouraged, and still done.
+@pytest.mark.filterwarnings(
+    "ignore:Setting the (shape|dtype) on a NumPy:DeprecationWarning"
+)
 def test_each_task_sees_the_value_as_it_was_when_the_task_was_made(
     kind, change, quiet_until
 ):
