@@ -191,6 +191,13 @@ def test_a_buffer_that_is_filled_for_each_task_is_pickled_once_a_task(captured):
     assert pickles <= 500 + 4
 
 
+def test_what_is_too_long_to_be_copied_is_tried_once(captured):
+    value = [f"{i:060d}" for i in range(200)]
+    pickles, results = captured([delayed(first)(value, i) for i in range(500)])
+    assert results == [value[0]] * 500
+    assert pickles <= 500 + 4
+
+
 def die(value, i):
     if i == 7:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -406,8 +406,13 @@ cdef class Capture:
         if value is not self.last_alone:
             self.last_alone = None if possibly_large(value) else value
             return 0
-        if (len(self.repeated) >= MOST_REPEATED or id(value) in self.repeated
-                or not pickles_quietly(value, 4)):
+        if len(self.repeated) >= MOST_REPEATED or id(value) in self.repeated:
+            return 0
+        # Until it is found to be fit: tried once, not again with every task.
+        c = Constant.__new__(Constant)
+        c.value = value
+        self.repeated[id(value)] = c
+        if not pickles_quietly(value, 4):
             return 0
         try:
             snapshot = Snapshot(value)
