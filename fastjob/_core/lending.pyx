@@ -76,12 +76,14 @@ from fastjob._core.regions cimport (
     Region,
     current_epoch,
     enter_child,
+    fallback_folders,
     lock,
     open_file,
     unlock,
 )
 from fastjob._core.segments cimport Block, set_reclaim
 from fastjob._core.shm cimport (
+    ENOSPC,
     MAP_FAILED,
     MAP_NORESERVE,
     MAP_PRIVATE,
@@ -574,18 +576,29 @@ cdef void remove_unread(Region region) noexcept nogil:
 
 
 cdef int open_table() except -1:
-    """A file for a table, with its head reserved."""
-    cdef int fd
+    """A file for a table, with its head reserved, in the first place that has room.
+
+    /dev/shm comes last: in a container it is small, and what room it has is for blocks.
+    """
     try:
-        fd = open_file(None, TABLE_BYTES)
-    except OSError:
-        import tempfile
-        fd = open_file("/dev/shm" if os.path.isdir("/dev/shm")
-                       else tempfile.gettempdir(), TABLE_BYTES)
-    if pwrite(fd, no_slots, TABLE_HEADER, 0) != TABLE_HEADER:
-        error = errno
+        return open_table_in(None)
+    except OSError as error:
+        failed = error
+    for folder in reversed(fallback_folders()):
+        try:
+            return open_table_in(folder)
+        except OSError as error:
+            failed = error
+    raise OSError(failed.errno, f"cannot make a table: {failed.strerror}") from failed
+
+
+cdef int open_table_in(str place) except -1:
+    cdef int fd = open_file(place, TABLE_BYTES)
+    cdef Py_ssize_t written = pwrite(fd, no_slots, TABLE_HEADER, 0)
+    if written != TABLE_HEADER:
+        error = ENOSPC if written >= 0 else errno
         os.close(fd)
-        raise OSError(error, f"cannot make a table: {os.strerror(error)}")
+        raise OSError(error, os.strerror(error))
     return fd
 
 

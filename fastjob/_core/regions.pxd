@@ -29,6 +29,8 @@ cdef class Region:
 # A new, empty, unnamed file of `size` bytes; `place` None is anonymous memory.
 cdef int open_file(str place, size_t size) except -1
 
+cdef list fallback_folders()
+
 cdef str no_room(str place, size_t nbytes, int error)
 
 cdef void lock() noexcept nogil

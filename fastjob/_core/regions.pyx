@@ -125,6 +125,16 @@ cdef int open_file(str place, size_t size) except -1:
     return fd
 
 
+cdef list fallback_folders():
+    """Where files may lie if the place meant for them has no room, the best one first."""
+    import tempfile
+    found = []
+    for folder in ("/dev/shm", tempfile.gettempdir()):
+        if folder not in found and os.path.isdir(folder):
+            found.append(folder)
+    return found
+
+
 def available_memory():
     """Bytes that can be used without making the kernel end processes.
 

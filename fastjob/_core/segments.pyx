@@ -63,6 +63,7 @@ from fastjob._core.regions cimport (
     PAGE,
     Region,
     current_epoch,
+    fallback_folders,
     lock,
     no_room,
     open_file,
@@ -405,9 +406,8 @@ cdef class Store:
         if place != self.place:
             return 0  # another thread has been here
         if place == 0:
-            import tempfile
-            for folder in ("/dev/shm", tempfile.gettempdir()):
-                if folder not in self.places and os.path.isdir(folder):
+            for folder in fallback_folders():
+                if folder not in self.places:
                     self.places.append(folder)
         failed = self.places[place]
         if place + 1 == len(self.places):

@@ -97,6 +97,7 @@ SMALL = """
 import os, subprocess, sys
 mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "/dev/shm"]
 subprocess.run(mount, check=True)
+{before}
 import numpy as np
 from fastjob import Parallel, delayed
 
@@ -107,8 +108,12 @@ arrays = [np.full(1_500_000, float(i)) for i in range(4)]
 found = Parallel(2, batch_size=1)(delayed(plus_one)(a) for a in arrays)
 assert [(float(a[0]), float(a[-1]), len(a)) for a in found] == [
     (i + 1.0, i + 1.0, 1_500_000) for i in range(4)]
-assert os.listdir("/dev/shm") == []
+assert os.listdir("/dev/shm") == {left}
 print("right")
+"""
+FULL = """
+with open("/dev/shm/other", "wb") as other:
+    os.posix_fallocate(other.fileno(), 0, 8 << 20)
 """
 
 
@@ -131,4 +136,13 @@ def in_own_mounts(source):
 @pytest.mark.parametrize("memfd", ["1", "0"], ids=["memfd", "files"])
 def test_8_megabytes_in_dev_shm_are_no_obstacle(monkeypatch, memfd):
     monkeypatch.setenv("FASTJOB_MEMFD", memfd)
-    assert in_own_mounts(SMALL) == ("right\n", "", 0)
+    program = SMALL.format(before="", left=[])
+    assert in_own_mounts(program) == ("right\n", "", 0)
+
+
+@linux
+@pytest.mark.parametrize("memfd", ["1", "0"], ids=["memfd", "files"])
+def test_a_full_dev_shm_is_no_obstacle(monkeypatch, memfd):
+    monkeypatch.setenv("FASTJOB_MEMFD", memfd)
+    program = SMALL.format(before=FULL, left=["other"])
+    assert in_own_mounts(program) == ("right\n", "", 0)
