@@ -6,15 +6,17 @@
 Faults: workers killed, stopped and continued; the nursery killed; interrupts of the
 calling thread; tasks that raise, exit, crash, fork, hang (under a time limit); results
 that cannot be pickled or rebuilt; generators dropped half-way; forks in mid-call;
-shutdown in the middle. A call may end with an error that one of the faults explains,
-or with a list in which every result is right; anything else ends the run with exit
-code 1. The seed is printed, and repeats the choices (not the timing).
+shutdown in the middle; disks that are full. A call may end with an error that one of
+the faults explains, or with a list in which every result is right; anything else ends
+the run with exit code 1, and so does an array, kept by the caller or by a worker, that
+changes after the call. The seed is printed, and repeats the choices (not the timing).
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import faulthandler
 import os
 import random
@@ -22,9 +24,12 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 
+import numpy as np
 import psutil
+import small_disks
 
 import fastjob
 from fastjob import Parallel, TaskError, delayed, errors
@@ -61,7 +66,14 @@ TROUBLE = {
 }
 
 
-def work(i, nbytes, seconds, trouble, home):
+#: In a worker: arguments of earlier tasks.
+KEPT = []
+
+
+def work(i, data, seconds, trouble, home):
+    assert holds(data, i), "an argument is wrong"
+    assert all(holds(kept, j) for kept, j in KEPT), "an argument changed later"
+    KEPT[:] = [*KEPT[-2:], (data, i)]
     if seconds:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -84,17 +96,23 @@ def work(i, nbytes, seconds, trouble, home):
         time.sleep(3600)
     if trouble == "fork" and os.fork() == 0:
         return "a child must not be heard"
-    return expected(i, nbytes)
+    return i, ~data if isinstance(data, np.ndarray) else made(i + 1, len(data))
 
 
-def expected(i, nbytes):
-    return i, bytes([i % 256]) * nbytes
+def made(i, nbytes):
+    return bytes([i % 256]) * nbytes
+
+
+def holds(data, i):
+    """Whether every byte is the one of task ``i``."""
+    return bytes(data).count(i % 256) == len(data)
 
 
 class Run:
     """A stress run."""
 
-    def __init__(self, seed, seconds, n_threads):
+    def __init__(self, seed, seconds, n_threads, disks):
+        self.disks = disks
         self.choose = random.Random(seed)
         self.deadline = time.monotonic() + seconds
         self.n_threads = n_threads
@@ -131,6 +149,8 @@ class Run:
                 self.wrong.append(f"thread {thread} is left")
         _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), 5)
         self.wrong += [f"process {process} is left" for process in alive]
+        if self.disks is not None:
+            self.wrong += [f"file {path} is left" for path in self.disks.leftovers()]
 
     def faults(self):
         """Hurt processes and threads at random moments."""
@@ -138,7 +158,8 @@ class Run:
         while not self.over():
             time.sleep(choose.random() * 0.3)
             kind = choose.choices(
-                ["kill", "stop", "nursery", "interrupt", "shutdown"], [6, 3, 1, 4, 1]
+                ["kill", "stop", "nursery", "interrupt", "shutdown", "disk"],
+                [6, 3, 1, 4, 1, 4 if self.disks is not None else 0],
             )[0]
             nurseries = psutil.Process().children()
             try:
@@ -156,6 +177,8 @@ class Run:
                     fastjob.shutdown()
                 elif kind == "interrupt":
                     self.interrupt(choose)
+                elif kind == "disk":
+                    self.disks.toggle(choose)
                 self.count(f"fault: {kind}")
             except psutil.NoSuchProcess:
                 continue
@@ -171,10 +194,11 @@ class Run:
     def calls(self, seed):
         choose = random.Random(seed)
         me = threading.get_ident()
+        kept = []
         while not self.over():
             try:
                 try:
-                    plan = Plan(choose)
+                    plan = Plan(choose, self.disks, kept)
                     with self.lock:
                         self.callers[me] = True
                     outcome = plan.run()
@@ -200,12 +224,16 @@ class Run:
 class Plan:
     """One call, chosen at random."""
 
-    def __init__(self, choose):
+    def __init__(self, choose, disks, kept):
         self.n_tasks = choose.choice([0, 1, 5, 60, 400])
         self.n_jobs = choose.choice([2, 2, 3, 5])
-        self.nbytes = choose.choice([0, 10, 10, 20_000, 400_000])
+        self.nbytes = choose.choice([0, 10, 10, 20_000, 400_000, 2_000_000])
         if self.nbytes > 1000:
             self.n_tasks = min(self.n_tasks, 40)
+        self.arrays = choose.choice([False, True])
+        self.disks = disks
+        self.temp_folder = choose.choice([None, disks and disks.folders["named"]])
+        self.kept = kept  # results of earlier calls
         self.seconds = choose.choice([0, 0, 0.0005, 0.005])
         self.batch_size = choose.choice(["auto", "auto", 1, 7])
         self.return_as = choose.choice(["list", "generator", "generator_unordered"])
@@ -235,10 +263,11 @@ class Plan:
             retries=self.retries,
             pre_dispatch=self.pre_dispatch,
             timeout=self.timeout,
+            temp_folder=self.temp_folder,
         )
         home = os.getpid()
         tasks = (
-            delayed(work)(i, self.nbytes, self.seconds, self.troubles.get(i), home)
+            delayed(work)(i, self.data(i), self.seconds, self.troubles.get(i), home)
             for i in range(self.n_tasks)
         )
         found = []
@@ -249,15 +278,29 @@ class Plan:
                 if self.return_as != "list" and len(found) == self.read:
                     results.close()
                     break
-        except tuple({*TROUBLE.values()}) as error:
+        except (*TROUBLE.values(), OSError) as error:
             self.explain(error)
             self.check(found, whole=False)
             return f"failed: {type(error).__name__}"
         self.check(found, whole=self.return_as == "list" or len(found) != self.read)
         return "right"
 
+    def data(self, i):
+        if self.arrays:
+            return np.full(self.nbytes, i % 256, np.uint8)
+        return made(i, self.nbytes)
+
+    def result_of(self, i):
+        return 255 - i if self.arrays else i + 1
+
+    def no_room(self, error):
+        """Whether it says that a disk is full, and there is one."""
+        return self.disks and getattr(error, "errno", None) == errno.ENOSPC
+
     def explain(self, error):
-        """Raise the error again unless a task of this plan, or a kill, made it."""
+        """Raise the error again unless a task, a kill or a full disk made it."""
+        if self.no_room(error):
+            return
         kinds = [TROUBLE[name] for name in self.troubles.values() if name != "fork"]
         if self.on_error == "return" or not any(isinstance(error, k) for k in kinds):
             # Only workers that were killed from outside can be at fault.
@@ -272,13 +315,27 @@ class Plan:
         assert not whole or len(found) == self.n_tasks, "results are missing"
         for i, value in zip(places, found, strict=True):
             if not isinstance(value, TaskError):
-                assert value == expected(i, self.nbytes), f"result {i} is wrong"
+                place, data = value
+                assert place == i, f"result {place} is in the place of {i}"
+                assert len(data) == self.nbytes, f"result {i} is of another size"
+                assert holds(data, self.result_of(i)), f"result {i} is wrong"
                 continue
             assert value.index == i, "an error is in another task's place"
             wanted = TROUBLE.get(self.troubles.get(i), ())
             # A worker that was killed from outside takes its task along.
             allowed = (errors.TerminatedWorkerError, *([wanted] if wanted else []))
-            assert isinstance(value.exception, allowed), repr(value)
+            if not self.no_room(value.exception):
+                assert isinstance(value.exception, allowed), repr(value)
+        self.keep(found)
+
+    def keep(self, found):
+        """Check the results that were kept so far, and keep one of these."""
+        for data, byte in self.kept:
+            assert holds(data, byte), "a result changed after its call"
+        good = [value for value in found if not isinstance(value, TaskError)]
+        if good:
+            i, data = good[len(good) // 2]
+            self.kept[:] = [*self.kept[-20:], (data, self.result_of(i))]
 
 
 def main():
@@ -289,9 +346,13 @@ def main():
     )
     parser.add_argument("--threads", type=int, default=3)
     options = parser.parse_args()
+    disks = small_disks.enter()
+    if disks is None:
+        print("no full disks: there can be no mounts of this process's own")
+    warnings.filterwarnings("ignore", "cannot put", RuntimeWarning)
     faulthandler.enable()
     print(f"seed {options.seed}", flush=True)
-    run = Run(options.seed, options.seconds, options.threads)
+    run = Run(options.seed, options.seconds, options.threads, disks)
     run.main()
     for what, n in sorted(run.counts.items()):
         print(f"{n:7}  {what}")
