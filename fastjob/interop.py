@@ -4,7 +4,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
 
@@ -161,9 +160,8 @@ def register_ray(name: str = "ray") -> None:
     """
     from fastjob.backends import registry
 
-    factory: Callable[..., Any] = registry.RAY
-    registry.RAY.load()
+    backend = registry.EXTERNAL_BACKENDS["ray"]
     from fastjob.backends.ray import connect
 
     connect()
-    registry.register_parallel_backend(name, factory)
+    registry.register_parallel_backend(name, backend)

@@ -228,7 +228,7 @@ def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    factory = registry.BACKENDS["dask"]
-    monkeypatch.setattr(factory, "_class", None)
+    home = registry.EXTERNAL_BACKENDS._entries["dask"]
+    monkeypatch.setattr(home, "_class", None)
     with pytest.raises(ImportError, match=r"pip install 'fastjob\[dask\]'"):
         Parallel(backend="dask")

@@ -89,7 +89,7 @@ def test_two_programs_at_once(cluster, run_python, monkeypatch):
 
 
 def test_it_can_be_registered_by_another_name(cluster, monkeypatch):
-    monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
+    monkeypatch.setattr(registry, "BACKENDS", registry.BACKENDS.copy())
     fastjob.register_ray("our cluster")
     runner = Parallel(n_jobs=2, backend="our cluster")
     assert runner(delayed(square)(i) for i in range(3)) == [0, 1, 4]

@@ -15,7 +15,8 @@ from fastjob.backends.threading import ThreadingBackend
 
 @pytest.fixture(autouse=True)
 def registered_names_are_restored(monkeypatch):
-    monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
+    monkeypatch.setattr(registry, "BACKENDS", registry.BACKENDS.copy())
+    monkeypatch.setattr(registry, "EXTERNAL_BACKENDS", registry.Backends({}))
     monkeypatch.setattr(registry, "DEFAULT_BACKEND", registry.DEFAULT_BACKEND)
     monkeypatch.setattr(registry, "_process_default", None)
 
@@ -57,11 +58,69 @@ def test_a_name_or_factory_of_the_wrong_type_is_refused():
 @pytest.mark.parametrize("name", ["dask", "ray"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
-    factory = registry.LazyFactory(f"fastjob.backends.{name}", "X", (name,), name)
-    registry.BACKENDS[name] = factory
+    home = registry.Home(f"fastjob.backends.{name}", "X", (name,), name)
+    registry.EXTERNAL_BACKENDS = registry.Backends({name: home})
     with pytest.raises(ImportError, match=rf"pip install 'fastjob\[{name}\]'"):
         Parallel(backend=name)
     assert f"pip install 'fastjob[{name}]'" in registry.available()[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("loky", "LokyBackend"),
+        ("processes", "LokyBackend"),
+        ("threading", "ThreadingBackend"),
+        ("sequential", "SequentialBackend"),
+        ("multiprocessing", "MultiprocessingBackend"),
+    ],
+)
+def test_a_name_stands_for_a_class_that_can_be_derived_from(name, cls):
+    assert parallel.BACKENDS[name] is getattr(parallel, cls)
+
+    class Mine(parallel.BACKENDS[name]):
+        def effective_n_jobs(self, n_jobs):
+            return super().effective_n_jobs(n_jobs)
+
+    register_parallel_backend("mine", Mine)
+    assert Parallel(2, backend="mine")(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+
+
+def test_the_names_are_known_before_the_classes_are_imported(run_python):
+    done = run_python(
+        "import sys\n"
+        "from fastjob.parallel import BACKENDS, register_parallel_backend\n"
+        "register_parallel_backend('mine', dict)\n"
+        "print(sorted(BACKENDS), 'mine' in BACKENDS, len(BACKENDS.copy()), BACKENDS)\n"
+        "print([m for m in sys.modules if 'backends.' in m])\n"
+        "print(BACKENDS['sequential'].__name__, 'fastjob.backends.sequential' in "
+        "sys.modules)\n"
+    )
+    names = ["loky", "mine", "multiprocessing", "processes", "sequential", "threading"]
+    assert done.stdout.splitlines() == [
+        f"{names} True 6 <backends: processes, loky, threading, sequential, "
+        "multiprocessing, mine>",
+        "['fastjob.backends.registry', 'fastjob.backends.base']",
+        "SequentialBackend True",
+    ], done.stderr
+
+
+def test_the_names_are_those_of_a_mapping():
+    known = registry.BACKENDS
+    known["mine"] = ThreadingBackend
+    assert known.pop("mine") is ThreadingBackend
+    assert "mine" not in known
+    assert known.get("mine") is None
+    with pytest.raises(KeyError):
+        known["mine"]
+
+
+def test_a_registered_name_comes_before_one_of_another_package():
+    registry.EXTERNAL_BACKENDS = registry.Backends({"dask": registry.Home("no", "no")})
+    with pytest.raises(ImportError, match="'no'"):
+        Parallel(backend="dask")
+    register_parallel_backend("dask", ThreadingBackend)
+    assert type(Parallel(backend="dask")._backend) is ThreadingBackend
 
 
 def test_available_tells_for_each_name_what_hinders_it():

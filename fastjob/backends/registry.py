@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
+from _collections_abc import MutableMapping  # collections.abc costs a millisecond
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from fastjob.backends.base import Engine, ParallelBackendBase
 
 
-class LazyFactory:
-    """Makes instances of a backend class that is imported at the first call.
+class Home:
+    """Where a backend class is to be imported from.
 
     Parameters
     ----------
     module, name : str
-        Where the class is.
+        Module and name of the class.
     needs : tuple of str
-        Optional packages it needs, and the extra that installs them is `extra`.
+        Optional packages it needs.
     extra : str
-        Name of the extra in ``pip install 'fastjob[extra]'``.
+        Name of the extra that installs them: ``pip install 'fastjob[extra]'``.
     """
 
     def __init__(
@@ -35,53 +36,102 @@ class LazyFactory:
         self._class: type[ParallelBackendBase] | None = None
 
     def load(self) -> type[ParallelBackendBase]:
-        """Import the class."""
+        """Return the class.
+
+        Raises
+        ------
+        ImportError
+            If an optional package is not installed; it says how to get it.
+        """
         if self._class is None:
-            missing = self.missing()
-            if missing:
-                raise ImportError(missing)
+            self._check_packages()
             # Not importlib: its import costs more than this whole module.
             __import__(self.module)
             self._class = getattr(sys.modules[self.module], self.name)
         return self._class
 
-    def missing(self) -> str | None:
-        """Say which optional package is not installed, and how to get it."""
+    def _check_packages(self) -> None:
         if self.needs:
             from importlib.util import find_spec
 
             for package in self.needs:
                 if find_spec(package) is None:
-                    return (
+                    raise ImportError(
                         f"the {self.extra!r} backend needs the package {package!r}: "
                         f"pip install 'fastjob[{self.extra}]'"
                     )
-        return None
 
-    def __call__(self, **kwargs: Any) -> ParallelBackendBase:
-        return (self._class or self.load())(**kwargs)
+
+class Backends(MutableMapping["str", "Callable[..., ParallelBackendBase]"]):
+    """Backend classes, or other factories of backends, by name.
+
+    A class whose home alone is known is imported when its name is looked up: to
+    iterate over the names imports nothing.
+
+    Parameters
+    ----------
+    entries : mapping
+        Names, and for each a factory or its `Home`.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, Home | Callable[..., ParallelBackendBase]]
+    ) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Callable[..., ParallelBackendBase]:
+        entry = self._entries[name]
+        return entry.load() if isinstance(entry, Home) else entry
+
+    def __setitem__(
+        self, name: str, factory: Callable[..., ParallelBackendBase]
+    ) -> None:
+        self._entries[name] = factory
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"<factory of {self.module}.{self.name}>"
+        return f"<backends: {', '.join(self)}>"
+
+    def copy(self) -> Backends:
+        """Return another mapping with the same names; nothing is imported."""
+        return Backends(self._entries)
 
 
-_processes = LazyFactory("fastjob.backends.processes", "ProcessBackend")
-RAY = LazyFactory("fastjob.backends.ray", "RayBackend", ("ray",), "ray")
+_processes = Home("fastjob.backends.processes", "ProcessBackend")
 
-#: Factories of backends by name; what `register_parallel_backend` writes.
-BACKENDS: dict[str, Callable[..., ParallelBackendBase]] = {
-    "processes": _processes,
-    "loky": _processes,
-    "threading": LazyFactory("fastjob.backends.threading", "ThreadingBackend"),
-    "sequential": LazyFactory("fastjob.backends.sequential", "SequentialBackend"),
-    "multiprocessing": LazyFactory(
-        "fastjob.backends.multiprocessing", "MultiprocessingBackend"
-    ),
-    "dask": LazyFactory(
-        "fastjob.backends.dask", "DaskBackend", ("dask", "distributed"), "dask"
-    ),
-    "ray": RAY,
-}
+#: What `register_parallel_backend` writes.
+BACKENDS = Backends(
+    {
+        "processes": _processes,
+        "loky": _processes,
+        "threading": Home("fastjob.backends.threading", "ThreadingBackend"),
+        "sequential": Home("fastjob.backends.sequential", "SequentialBackend"),
+        "multiprocessing": Home(
+            "fastjob.backends.multiprocessing", "MultiprocessingBackend"
+        ),
+    }
+)
+
+#: Backends that need other packages; a name in `BACKENDS` comes before one of these.
+EXTERNAL_BACKENDS = Backends(
+    {
+        "dask": Home(
+            "fastjob.backends.dask", "DaskBackend", ("dask", "distributed"), "dask"
+        ),
+        "ray": Home("fastjob.backends.ray", "RayBackend", ("ray",), "ray"),
+    }
+)
 
 DEFAULT_BACKEND = "processes"
 DEFAULT_THREAD_BACKEND = "threading"
@@ -136,19 +186,20 @@ def find(name: object) -> Callable[..., ParallelBackendBase]:
     ------
     ValueError
         If the name is unknown, listing those that are known.
+    ImportError
+        If the backend needs a package that is not installed.
     """
-    try:
-        factory = BACKENDS.get(name)  # type: ignore[call-overload]
-    except TypeError:  # unhashable
-        factory = None
-    if factory is None:
-        theirs = getattr(sys.modules.get("joblib.parallel"), "BACKENDS", {})
-        if isinstance(name, str) and name in theirs:
-            return theirs[name]  # type: ignore[no-any-return]
-        raise ValueError(
-            f"Invalid backend: {name}, expected one of {sorted({*BACKENDS, *theirs})}"
-        )
-    return factory  # type: ignore[no-any-return]
+    if isinstance(name, str):
+        for known in (BACKENDS, EXTERNAL_BACKENDS, _of_joblib()):
+            if name in known:
+                return known[name]
+    names = sorted({*BACKENDS, *EXTERNAL_BACKENDS, *_of_joblib()})
+    raise ValueError(f"Invalid backend: {name}, expected one of {names}")
+
+
+def _of_joblib() -> Mapping[str, Callable[..., ParallelBackendBase]]:
+    """Return the backends registered with joblib, as far as that is imported."""
+    return getattr(sys.modules.get("joblib.parallel"), "BACKENDS", {})
 
 
 def create(name: object, **kwargs: Any) -> ParallelBackendBase:
@@ -193,12 +244,10 @@ def _check_processes() -> str:
 
 
 def _reason_against(name: str) -> str | None:
-    factory = BACKENDS[name]
-    if isinstance(factory, LazyFactory):
-        try:
-            return factory.load().unavailable()
-        except ImportError as error:
-            return str(error)
+    try:
+        factory = find(name)
+    except ImportError as error:
+        return str(error)
     check = getattr(factory, "unavailable", None)
     return check() if check is not None else None
 
@@ -211,7 +260,8 @@ def available() -> dict[str, str | None]:
     dict of str to (str or None)
         For each name None, or the reason why it cannot be used here.
     """
-    return {name: _reason_against(name) for name in sorted(BACKENDS)}
+    names = sorted({*BACKENDS, *EXTERNAL_BACKENDS})
+    return {name: _reason_against(name) for name in names}
 
 
 def is_backend(candidate: object) -> bool:
