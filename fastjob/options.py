@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from fastjob.backends import registry
 from fastjob.config import DEFAULTS, check_hints, choose, nesting_level_of
 
@@ -61,6 +63,8 @@ def check(
     retries: Any,
     on_error: Any,
     mmap_mode: Any,
+    temp_folder: Any,
+    verbose: Any,
 ) -> None:
     """Refuse arguments of `Parallel` that have no meaning.
 
@@ -88,6 +92,10 @@ def check(
         raise ValueError(f"on_error must be 'raise' or 'return', got: {on_error!r}")
     if mmap_mode not in MMAP_MODES:
         raise ValueError(f"mmap_mode must be one of {MMAP_MODES}, got: {mmap_mode!r}")
+    if temp_folder is not None and not isinstance(temp_folder, (str, os.PathLike)):
+        raise ValueError(f"temp_folder must be a path or None, got: {temp_folder!r}")
+    if not hasattr(type(verbose), "__float__"):
+        raise ValueError(f"verbose must be a number, got: {verbose!r}")
 
 
 def choose_backend(

@@ -269,6 +269,8 @@ class Parallel(Running, Generic[Kind]):
             self._options["retries"],
             self.on_error,
             self._options["mmap_mode"],
+            self._options["temp_folder"],
+            self.verbose,
         )
         self._options["return_errors"] = self.on_error == "return"
         self._backend, usual_n_jobs = choose_backend(
