@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t
 
 from fastjob._core.arrays cimport Sharer
+from fastjob._core.parts cimport Parts
 from fastjob._core.snapshot cimport Snapshot
 
 
@@ -13,7 +14,8 @@ cdef class Constant:
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
-    cdef object inside              # identities of what it is made of, once asked for
+    cdef set inside                 # identities of what it is made of, once asked for
+    cdef dict apart                 # by number: constants with no object in common
     cdef readonly long long uses
     cdef long long checked          # epoch of the last comparison
 
@@ -42,6 +44,7 @@ cdef class Capture:
     cdef dict reducers          # dispatch table with the sharer's, once numpy is there
     cdef int n_libraries        # of those that the table depends on
     cdef list refs              # constants that the task being captured refers to
+    cdef list used              # those of them that stand in the place of a value
     cdef list blocks            # and its out-of-band buffers
 
     cdef dict table(self)
@@ -51,10 +54,14 @@ cdef class Capture:
     cdef Constant _new(self, object value, object data, list blocks, list needs)
     cdef tuple with_copy(self, tuple args)
     cdef int _repeat(self, object value) except -1
-    cdef object _replaced(self, object value)
+    cdef Py_ssize_t _refer_to_known(self, Parts parts) except -1
+    cdef object _reference(self, Constant c)
+    cdef int _put_alone(self, Parts parts) except -1
+    cdef bint _aliased(self, Parts parts) except -1
+    cdef set _inside(self, Constant c)
+    cdef bint _apart(self, Constant a, Constant b) except -1
+    cdef tuple _with_shared(self, Parts parts, object function, object data,
+                            object blocks)
     cdef bint _open(self, object value) except -1
     cpdef int next_epoch(self) except -1
     cdef bint _unchanged(self, Constant c) except -1
-
-
-cdef bint plain(object value, int depth) noexcept

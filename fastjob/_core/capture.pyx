@@ -14,8 +14,11 @@ What is pickled only once a call:
   reference to the first one's pickle.  Since the caller may have changed the object in
   between, it is compared (``snapshot.pyx``), or, where that is impossible, pickled
   again and the bytes compared; if it differs it is a new constant. An object inside it
-  that another argument of the task refers to would arrive twice; such a task is
-  pickled as a whole.
+  that another argument of the task refers to, or another shared one, would arrive
+  twice; such a task is pickled as a whole.
+
+  All this holds for an argument, and for a member of a small tuple, list or dict that
+  is an argument (``parts.pyx``): ``f((table, key))`` sends `table` once.
 
 - a small argument that tasks in a row have, as the same array or list of parameters, if
   it is the only one of its task that could change. Each task still gets a copy of its
@@ -28,15 +31,25 @@ tasks with a large argument each would else fill both processes' memory.
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from cpython.unicode cimport PyUnicode_GET_LENGTH
+from cpython.tuple cimport PyTuple_GET_ITEM
 
 from libc.stdint cimport uint32_t
 
 from fastjob._core.arrays cimport Sharer
+from fastjob._core.parts cimport (
+    HEAVY,
+    LIGHT,
+    SHARE_BYTES,
+    UNKNOWN,
+    Parts,
+    only_open,
+    plain,
+    possibly_large,
+    weight,
+)
 from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
 from fastjob._core.quiet cimport pickles_quietly
-from fastjob._core.snapshot cimport Snapshot, is_array
+from fastjob._core.snapshot cimport Snapshot
 
 import copyreg
 import io
@@ -55,65 +68,16 @@ cdef enum:
     # Callables a call may intern. Wrappers made anew for each task (as scikit-learn's)
     # go beyond it and travel inside their task.
     MOST_FUNCTIONS = 64
-    # Pickles from this size on are looked at for an argument to share: a reference
-    # costs 60 bytes and a comparison, so below some tens of kilobytes it gains nothing.
-    SHARE_BYTES = 32 << 10
-    # A plain string or bytes above this is captured at once, to be shared.
-    LONG_LEAF = 32 << 10
+    # Pickles of constants that one task has used: what exceeds this is given up.
     KEEP_BYTES = 64 << 20
-    # A container of fewer members is pickled with its task at once.
-    FEW = 256
     # Small objects of which each task gets a copy: how many, and their pickles' size.
     MOST_REPEATED = 64
     COPY_BYTES = 8 << 10
 
 
-cdef frozenset CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 # What pickle memoizes and nobody tells apart.
 cdef frozenset NAMELESS = frozenset({str, bytes, tuple, type, FunctionType,
                                      BuiltinFunctionType, ModuleType})
-
-
-cdef extern from *:
-    """
-    static inline int fj_scalar(PyObject *o)
-    {
-        PyTypeObject *t = Py_TYPE(o);
-        return t == &PyLong_Type || t == &PyFloat_Type || o == Py_None
-            || t == &PyBool_Type || t == &PyComplex_Type;
-    }
-    """
-    bint fj_scalar(object o) noexcept
-
-
-cdef bint plain(object value, int depth) noexcept:
-    """Whether a value can never change, and needs no early pickling."""
-    cdef Py_ssize_t i
-    cdef object kind
-    if fj_scalar(value):
-        return True
-    kind = type(value)
-    if kind is str:
-        return PyUnicode_GET_LENGTH(value) < LONG_LEAF
-    if kind is bytes:
-        return PyBytes_GET_SIZE(value) < LONG_LEAF
-    if kind is tuple and depth > 0 and PyTuple_GET_SIZE(value) < 100:
-        for i in range(PyTuple_GET_SIZE(value)):
-            if not plain(<object>PyTuple_GET_ITEM(value, i), depth - 1):
-                return False
-        return True
-    return False
-
-
-cdef Py_ssize_t only_open(tuple args) noexcept:
-    """The place of the only argument that can change; -1 if there is not just one."""
-    cdef Py_ssize_t i, place = -1
-    for i in range(PyTuple_GET_SIZE(args)):
-        if not plain(<object>PyTuple_GET_ITEM(args, i), 4):
-            if place >= 0:
-                return -1
-            place = i
-    return place
 
 
 @cython.final
@@ -156,19 +120,6 @@ class Packed:
 
 # What stands for something else has been pickled before.
 register_quiet(Reference, Packed)
-
-
-cdef bint possibly_large(object value) except -1:
-    """Whether the pickle of a value could be worth sharing."""
-    if type(value) in CONTAINERS:
-        return len(value) >= FEW
-    if is_array(type(value)):
-        return value.nbytes >= SHARE_BYTES
-    return type(value).__module__ != "builtins" or len_or_zero(value) >= LONG_LEAF
-
-
-cdef Py_ssize_t len_or_zero(object value) except -1:
-    return len(value) if type(value) in (str, bytes, bytearray) else 0
 
 
 cdef object identities(object value):
@@ -321,10 +272,9 @@ cdef class Capture:
 
         With `with_function` the pickle holds the callable too.
         """
-        cdef list sent = list(args)
-        cdef dict named = dict(kwargs)
-        cdef Py_ssize_t i, others = 0
-        cdef object alone = None, place = None
+        cdef Parts parts
+        cdef Py_ssize_t i, others, known
+        cdef bint split
         try:
             if with_function is None and not kwargs:
                 i = only_open(args)
@@ -332,35 +282,24 @@ cdef class Capture:
                     self._repeat(<object>PyTuple_GET_ITEM(args, i))
             self.refs = []
             self.blocks = None
-            for i in range(len(sent)):
-                sent[i] = self._replaced(sent[i])
-                if self._open(sent[i]):
-                    others += 1
-                    alone, place = sent[i], i
-            for name in named:
-                named[name] = self._replaced(named[name])
-                if self._open(named[name]):
-                    others += 1
-                    alone, place = named[name], name
-            if self.refs and others and self._aliased(sent, named):
-                # Objects inside a shared argument appear in another one too: only
-                # together do they arrive as the same objects.
+            self.used = []
+            parts = Parts(args, kwargs)
+            parts.unfold(HEAVY, self.shared, self.explicit)
+            others = self._refer_to_known(parts)
+            split = self._aliased(parts)
+            if others == 1 and not split:
+                known = len(self.used)
+                self._put_alone(parts)
+                split = len(self.used) > known and self._aliased(parts)
+            if split or (parts.opened and not self.used):
                 self.refs = []
-                sent, named = list(args), kwargs
-                others = 0
-            if others == 1 and possibly_large(alone):
-                # Alone, so that it need not be pickled again if it is to be shared.
-                alone = self._alone(alone)
-                if type(place) is int:
-                    sent[place] = alone
-                else:
-                    named[place] = alone
-            what = (tuple(sent), named)
-            if with_function is not None:
-                what = (with_function, *what)
-            data, blocks = self.pickled(what, self._refer)
+                self.used = []
+                parts = Parts(args, kwargs)
+                if split:
+                    others = 0      # only together do its objects arrive as the same
+            data, blocks = self.pickled(parts.fold(with_function), self._refer)
             if PyBytes_GET_SIZE(data) > SHARE_BYTES and others > 0:
-                data, blocks = self._with_shared(what, data, blocks)
+                data, blocks = self._with_shared(parts, with_function, data, blocks)
             if blocks is not None:
                 self.blocks = blocks if self.blocks is None else self.blocks + blocks
         except (KeyboardInterrupt, MemoryError, OSError):
@@ -426,50 +365,94 @@ cdef class Capture:
         self.repeated[id(value)] = c
         return 0
 
-    cdef object _replaced(self, object value):
-        """A reference in the place of a value that the worker has, or will have."""
+    cdef Py_ssize_t _refer_to_known(self, Parts parts) except -1:
+        """Put references in the places of values that the workers have, or will have;
+        the number of open places that are left."""
+        cdef Py_ssize_t others = 0
         cdef Constant c
-        cdef object ref
-        if self.explicit:
-            c = self.explicit.get(id(value))
+        for container, key in parts.places:
+            value = container[key]
+            c = self.explicit.get(id(value)) if self.explicit else None
+            if c is None and self.shared and id(value) in self.shared:
+                c = self._known(value)
             if c is not None:
-                self.refs.append(c)
-                return Reference(c.number)
-        if self.shared and id(value) in self.shared:
-            ref = self._known(value)
-            if ref is not None:
-                return ref
-        return value
+                container[key] = self._reference(c)
+            elif self._open(value):
+                others += 1
+        return others
+
+    cdef object _reference(self, Constant c):
+        self.refs.append(c)
+        self.used.append(c)
+        return Reference(c.number)
+
+    cdef int _put_alone(self, Parts parts) except -1:
+        """Pickle the only open value by itself if it may be large, so that it need not
+        be pickled again if it is to be shared."""
+        for container, key in parts.places:
+            value = container[key]
+            if self._open(value) and weight(value) != LIGHT:
+                container[key] = self._alone(value, not parts.opened)
+        return 0
 
     cdef bint _open(self, object value) except -1:
         """Whether a value is made of objects that another argument may refer to."""
         return not (type(value) is Reference or plain(value, 4)
                     or (self.reducers is not None and type(value) in self.reducers))
 
-    def _aliased(self, list sent, dict named):
-        """Whether an argument refers to an object inside a shared one."""
-        cdef Constant c
-        mine = identities([x for x in sent if self._open(x)]
-                          + [x for x in named.values() if self._open(x)])
-        for c in self.refs:
-            if c.inside is None:
-                c.inside = identities(c.value)
-            if not mine.isdisjoint(c.inside):
+    cdef bint _aliased(self, Parts parts) except -1:
+        """Whether an object would arrive as several: it is in a value that is sent
+        apart and in another one, or in two of them."""
+        cdef Constant c, other
+        cdef set mine
+        cdef list rest
+        cdef Py_ssize_t i, j
+        if not self.used:
+            return False
+        mine = parts.copied()
+        rest = [container[key] for container, key in parts.places
+                if self._open(container[key])]
+        if rest:
+            found = identities(rest)
+            if not mine.isdisjoint(found):
                 return True
+            mine |= found
+        for i in range(len(self.used)):
+            c = self.used[i]
+            if mine and not mine.isdisjoint(self._inside(c)):
+                return True
+            for j in range(i):
+                other = self.used[j]
+                if other is not c and not self._apart(c, other):
+                    return True
         return False
 
-    def _alone(self, value):
-        """A large value as a shared constant; a small one pickled by itself."""
+    cdef set _inside(self, Constant c):
+        """Addresses of the objects that a constant is made of."""
+        if c.inside is None:
+            c.inside = identities(c.value) if c.snapshot is None else (
+                c.snapshot.addresses())
+        return c.inside
+
+    cdef bint _apart(self, Constant a, Constant b) except -1:
+        """Whether two constants have no object in common."""
+        if a.apart is None:
+            a.apart = {}
+        if b.number not in a.apart:
+            a.apart[b.number] = self._inside(a).isdisjoint(self._inside(b))
+        return a.apart[b.number]
+
+    def _alone(self, value, pack):
+        """A large value as a shared constant; with `pack`, a small one pickled by
+        itself; else the value."""
         data, blocks, needs = self._pickled_alone(value)
         if PyBytes_GET_SIZE(data) > SHARE_BYTES:
             return self._new_shared(value, data, blocks, needs)
-        self.refs.extend(needs)
-        self.blocks = blocks
-        if blocks is not None:
+        if blocks is not None or not pack:
             # Its buffers are told apart by their order in the task's stream: let the
             # value be pickled as a part of it.
-            self.blocks = None
             return value
+        self.refs.extend(needs)
         return Packed(data)
 
     def _pickled_alone(self, value):
@@ -481,7 +464,7 @@ cdef class Capture:
             self.refs = refs
 
     def _known(self, value):
-        """A reference to a shared constant that is still what it was, or None."""
+        """The shared constant of a value if it is still what it was, or None."""
         cdef Constant c = self.shared[id(value)]
         if not self._unchanged(c):
             del self.shared[id(value)]
@@ -494,8 +477,7 @@ cdef class Capture:
             self.candidates.remove(c)
             self.candidate_bytes -= c.nbytes
         c.uses += 1
-        self.refs.append(c)
-        return Reference(c.number)
+        return c
 
     def _give_up(self, Constant c):
         """Stop offering a constant that one task has used."""
@@ -546,24 +528,22 @@ cdef class Capture:
             old = self.candidates[0]
             self.shared.pop(id(old.value), None)
             self._give_up(old)
-        self.refs.append(c)
-        return Reference(c.number)
+        return self._reference(c)
 
-    def _with_shared(self, what, data, blocks):
+    cdef tuple _with_shared(self, Parts parts, object function, object data,
+                            object blocks):
         """Pickle a large task of several objects again, with the large ones apart."""
-        kwargs = what[len(what) - 1]
-        args = what[len(what) - 2]
-        before = list(self.refs)
-        sent = [self._share(x) for x in args]
-        named = {name: self._share(x) for name, x in kwargs.items()}
-        if len(self.refs) == len(before):
-            return data, blocks
-        if self._aliased(sent, named):
-            self.refs = before
+        cdef list refs = list(self.refs)
+        cdef Py_ssize_t before = len(self.used)
+        parts.unfold(UNKNOWN, self.shared, self.explicit)
+        for container, key in parts.places:
+            container[key] = self._share(container[key])
+        if len(self.used) == before or self._aliased(parts):
+            self.refs = refs
             return data, blocks
         # The constants' pickles replace the first one: bytes are not counted twice.
         self.bytes_pickled -= PyBytes_GET_SIZE(data)
-        return self.pickled((*what[:len(what) - 2], tuple(sent), named), self._refer)
+        return self.pickled(parts.fold(function), self._refer)
 
     def _explain(self, index, f, with_function, args, kwargs, error):
         """Raise an error that names the part of a task that cannot be pickled."""

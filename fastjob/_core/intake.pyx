@@ -7,8 +7,9 @@ from libc.stdint cimport int64_t
 
 from fastjob._core.autobatch cimport AutoBatch
 from fastjob._core.batch cimport Batch
-from fastjob._core.capture cimport Capture, Constant, plain
+from fastjob._core.capture cimport Capture, Constant
 from fastjob._core.libc cimport now_ns
+from fastjob._core.parts cimport plain
 from fastjob._core.wire cimport LONG_BODY
 
 from types import MethodType, ModuleType

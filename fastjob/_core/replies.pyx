@@ -16,9 +16,9 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t
 
 from fastjob._core.arrays cimport Sharer
-from fastjob._core.capture cimport plain
 from fastjob._core.lending cimport Link
 from fastjob._core.libc cimport cpu_ns, now_ns
+from fastjob._core.parts cimport plain
 from fastjob._core.pickling cimport dump_apart, dump_cloud, dump_plain
 from fastjob._core.status cimport StatusPage
 from fastjob._core.wire cimport (

@@ -4,6 +4,7 @@ cdef class Snapshot:
     cdef dict kinds         # class -> names of its slots
     cdef int _add(self, object obj, list stack, set seen) except -1
     cdef bint unchanged(self) except -1
+    cdef set addresses(self)
 
 
 cdef bint is_array(object kind) except -1

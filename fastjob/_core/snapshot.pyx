@@ -332,6 +332,10 @@ cdef class Snapshot:
                 return False
         return True
 
+    cdef set addresses(self):
+        """Addresses of the objects that can change, of which the object is made."""
+        return {id(obj) for obj, _, _ in self.parts}
+
     def same(self):
         """Whether the object is still made of the same objects."""
         return bool(self.unchanged())
