@@ -240,6 +240,8 @@ def _run_aside(values: list[Any], which: list[int], texts: list[str | None]) -> 
     import sys
     import threading
 
+    from fastjob._core.starting import start_thread
+
     deadline = perf_counter() + SECONDS
     done = threading.Event()
 
@@ -275,11 +277,8 @@ def _run_aside(values: list[Any], which: list[int], texts: list[str | None]) -> 
 
     # The values' own reprs may read context variables (numpy's print options do).
     context = contextvars.copy_context()
-    thread = threading.Thread(
-        target=context.run, args=(run,), name="fastjob-repr", daemon=True
-    )
     try:
-        thread.start()
+        thread = start_thread(context.run, "fastjob-repr", (run,))
     except RuntimeError:  # no more threads can be had: show types only
         return
     if done.wait(SECONDS + 0.1):

@@ -126,7 +126,7 @@ cdef int open_file(str place, size_t size) except -1:
 
 
 cdef list fallback_folders():
-    """Where files may lie if the place meant for them has no room, the best one first."""
+    """Where files may lie if the place meant for them is full, the best one first."""
     import tempfile
     found = []
     for folder in ("/dev/shm", tempfile.gettempdir()):

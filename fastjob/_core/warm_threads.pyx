@@ -22,10 +22,10 @@ when it meets the end of the idle time:
 """
 
 import atexit
-import threading
 import time
 
 from fastjob._core.forks import register_at_fork
+from fastjob._core.starting import start_thread
 
 from cython cimport final
 
@@ -119,9 +119,7 @@ cdef int lease(Service service, double idle_timeout) except -1:
     thread = WarmThread()
     thread.service = service
     thread.idle_timeout = idle_timeout
-    threading.Thread(
-        target=thread.run, name=f"fastjob-thread-{number}", daemon=True
-    ).start()
+    start_thread(thread.run, f"fastjob-thread-{number}")
     return 0
 
 

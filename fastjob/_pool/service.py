@@ -26,10 +26,11 @@ from __future__ import annotations
 from _thread import get_ident
 from collections import deque
 from concurrent.futures import Future
-from threading import Lock, Thread
+from threading import Lock
 from time import perf_counter_ns
 
 from fastjob._core.intake import NOTHING_YET
+from fastjob._core.starting import start_thread
 from fastjob._pool.pump import Pump
 from fastjob.errors import TaskError
 
@@ -102,9 +103,7 @@ class Service:
         self.results = results
         # Not daemonic in effect: it ends with the stream, which the pump's own exit
         # hook closes; as a daemon it does not keep the interpreter from getting there.
-        Thread(
-            target=self._complete, args=(results,), name="fastjob-reader", daemon=True
-        ).start()
+        start_thread(self._complete, "fastjob-reader", (results,))
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
         """Run a callable in some worker.

@@ -18,12 +18,12 @@ import gc
 import multiprocessing
 import os
 import pickle
-import threading
 import warnings
 from multiprocessing import connection
 from multiprocessing.pool import Pool
 
 from fastjob import failure
+from fastjob._core.starting import start_thread
 from fastjob.backends.base import (
     AutoBatchingMixin,
     ParallelBackendBase,
@@ -189,10 +189,7 @@ class _Watch:
         self.tell = tell
         self.n_workers = len(made)
         self.stop_read, self.stop_write = os.pipe()
-        self.thread = threading.Thread(
-            target=self._run, name="fastjob-multiprocessing-watch", daemon=True
-        )
-        self.thread.start()
+        self.thread = start_thread(self._run, "fastjob-multiprocessing-watch")
 
     def _run(self) -> None:
         ended: set[Any] = set()
