@@ -41,9 +41,9 @@ def root_after(number):
     return root(number)
 
 
-def product(seed):
-    """Multiply two 2000x2000 float64 matrices; return the trace of the product."""
-    size = 2000
+def product(job):
+    """Multiply two float64 matrices; return the trace. `job` is (seed, rows)."""
+    seed, size = job
     left = np.full((size, size), 1.0 + seed, dtype=np.float64)
     right = np.eye(size, dtype=np.float64)
     return float(np.trace(left @ right))

@@ -24,9 +24,9 @@ class _Benchmark:
     row: Row
 
     def setup(self) -> None:
-        self.data = self.row.prepare(self.row.quick_size)
-        fastjob = peers.load("fastjob")
-        self.session = fastjob.open_session(self.row.kind, self.row.n_jobs)
+        size, n_jobs = self.row.scale(quick=True)
+        self.data = self.row.prepare(size)
+        self.session = peers.load("fastjob").open_session(self.row.kind, n_jobs)
         self.work()
 
     def teardown(self) -> None:

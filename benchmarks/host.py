@@ -5,7 +5,7 @@ cannot touch another.  Requests come in as lines on what was standard input, ans
 go out as lines of JSON on what was standard output; both are taken away from the
 libraries first.
 
-    check     run once; answer the digest of the results
+    check     run once; answer the digest of the results, the value and the probe
     time      run once (``row.calls`` times); answer the value and the probe
     observe   run once; answer context switches and busy threads
 """
@@ -62,17 +62,15 @@ class Host:
 
     def check(self) -> dict[str, Any]:
         """Run once and answer what came out."""
-        result, _ = self._sample(1)
-        if self._is_limit:
-            return {"digest": None}
-        return {"digest": numbers(result) if self._row.close else digest(result)}
+        result, answer = self._timed(1)
+        seen: Any = None
+        if not self._is_limit:
+            seen = numbers(result) if self._row.close else digest(result)
+        return {"digest": seen, **answer}
 
     def time(self) -> dict[str, Any]:
         """Run once more and answer how long it took."""
-        gc.collect()
-        speed = probe()
-        _, value = self._sample(self._row.calls)
-        return {"value": value, "probe": speed}
+        return self._timed(self._row.calls)[1]
 
     def observe(self) -> dict[str, Any]:
         """Run once under observation of the processes below this one."""
@@ -87,6 +85,12 @@ class Host:
         """Stop the library's workers."""
         if self._session is not None:
             self._session.close()
+
+    def _timed(self, calls: int) -> tuple[Any, dict[str, float]]:
+        gc.collect()
+        speed = probe()
+        result, value = self._sample(calls)
+        return result, {"value": value, "probe": speed}
 
     def _sample(self, calls: int) -> tuple[Any, float]:
         """Return the result and the measured value of one call."""

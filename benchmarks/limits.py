@@ -65,9 +65,9 @@ def _rows(pattern: str, quick: bool) -> Iterable[rounds.Outcome]:
             print(f"{row.name}: left out, needs {row.requires}", file=sys.stderr)
             continue
         sides = [name for name in ("limit", "fastjob") if peers.can_run(name, row)]
-        size = row.quick_size if quick else row.size
+        size, n_jobs = row.scale(quick)
         print(row.name, file=sys.stderr, flush=True)
-        yield rounds.measure(row, sides, effort, size=size)
+        yield rounds.measure(row, sides, effort, size=size, n_jobs=n_jobs)
 
 
 def limited(row: Row) -> bool:

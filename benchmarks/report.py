@@ -148,10 +148,12 @@ def title(outcome: Outcome) -> str:
 
     ``100,000 tiny calls [20 %]`` is what ``--quick`` has measured.
     """
-    row, size = outcome.row, outcome.size
-    if not row.size or size == row.size:
-        return row.title
-    return f"{row.title} [{100 * size / row.size:.0f} %]"
+    row, less = outcome.row, []
+    if row.size and outcome.size != row.size:
+        less.append(f"{100 * outcome.size / row.size:.0f} %")
+    if row.size and outcome.n_jobs != row.n_jobs:
+        less.append(f"{outcome.n_jobs} workers")
+    return f"{row.title} [{', '.join(less)}]" if less else row.title
 
 
 def _cell(outcome: Outcome, name: str) -> str:

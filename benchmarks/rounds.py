@@ -134,7 +134,7 @@ def measure(
         for name in names:
             sides.guard(name, lambda name=name: sides.first(name))
         begin = clock()
-        for number in range(effort.rounds):
+        for number in range(int(row.fresh), effort.rounds):
             if number >= effort.least and clock() - begin > effort.seconds:
                 break
             for name in list(sides.alive):
@@ -168,20 +168,22 @@ class _Sides:
             self._shut(name)
 
     def first(self, name: str) -> None:
-        """Open a side, and run the row once to warm it and to compare results."""
+        """Open a side, and run the row once to warm it and to compare results.
+
+        Where every sample has a new host nothing is warmed: it is the first sample.
+        """
         side = self._side(name)
-        self._outcome.digests[name] = side.ask("check")["digest"]
+        answer = side.ask("check")
+        self._outcome.digests[name] = answer["digest"]
         if side.ideal is not None:
             self._outcome.ideal = side.ideal
         self.alive.append(name)
-        self._rest(name)
+        if self._outcome.row.fresh:
+            self._keep(name, answer)
 
     def sample(self, name: str) -> None:
         """Take one sample."""
-        answer = self._side(name).ask("time")
-        self._outcome.samples.setdefault(name, []).append(answer["value"])
-        self._outcome.probes.append(answer["probe"])
-        self._rest(name)
+        self._keep(name, self._side(name).ask("time"))
 
     def observe(self, name: str) -> None:
         """Run once under observation."""
@@ -200,7 +202,9 @@ class _Sides:
             )
         return self._open[name]
 
-    def _rest(self, name: str) -> None:
+    def _keep(self, name: str, answer: dict[str, Any]) -> None:
+        self._outcome.samples.setdefault(name, []).append(answer["value"])
+        self._outcome.probes.append(answer["probe"])
         if self._outcome.row.fresh:
             self._shut(name)
 

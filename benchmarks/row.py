@@ -28,6 +28,8 @@ class Row:
         Size of the workload, in full and with ``--quick``.
     n_jobs : int
         Number of workers.
+    quick_jobs : int or None
+        Number of workers with ``--quick``, where starting them is most of the cost.
     calls : int
         Calls a sample; for work too short to be measured once.
     needs : frozenset of str
@@ -81,3 +83,10 @@ class Row:
     unit: str = "s"
     observe: bool = False
     script: str | None = None
+    quick_jobs: int | None = None
+
+    def scale(self, quick: bool) -> tuple[Any, int]:
+        """Return the size of the workload and the number of workers."""
+        if quick:
+            return self.quick_size, self.quick_jobs or self.n_jobs
+        return self.size, self.n_jobs

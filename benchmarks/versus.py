@@ -64,8 +64,8 @@ def measure(
 ) -> rounds.Outcome:
     """Run one row on those sides that can."""
     able = [name for name in names if peers.can_run(name, row)]
-    size = row.quick_size if quick else row.size
-    return rounds.measure(row, able, effort, size=size)
+    size, n_jobs = row.scale(quick)
+    return rounds.measure(row, able, effort, size=size, n_jobs=n_jobs)
 
 
 def one_line(outcome: rounds.Outcome) -> str:

@@ -174,6 +174,8 @@ class FakeSides:
 
 
 class FakeSide:
+    first = 9.0  # seconds, of the run that warms; not a sample where hosts stay
+
     def __init__(self, sides, peer):
         self._sides, self._peer, self.ideal = sides, peer, sides.ideal
 
@@ -183,7 +185,8 @@ class FakeSide:
         if self._sides.fail.get(self._peer) == (request, len(asked)):
             raise SideFailed("RuntimeError: broken")
         if request == "check":
-            return {"digest": self._sides.digests.get(self._peer, "0")}
+            digest = self._sides.digests.get(self._peer, "0")
+            return {"digest": digest, "value": self.first, "probe": 0.002}
         if request == "observe":
             return {"context_switches": 7, "busy_threads": 2}
         value = self._sides.values[self._peer]
@@ -222,7 +225,15 @@ def test_a_fresh_row_opens_a_host_for_each_sample():
         opened += request == "open"
         alive += (request == "open") - (request == "close")
         assert alive <= 1
-    assert opened == 8
+    assert opened == 6
+
+
+def test_the_first_run_of_a_fresh_row_is_a_sample():
+    sides = FakeSides({"fastjob": [1.0] * 2, "joblib": [1.0] * 2})
+    outcome = measure(sides, make_row(fresh=True))
+    assert outcome.samples == {"fastjob": [9.0, 1.0, 1.0], "joblib": [9.0, 1.0, 1.0]}
+    assert outcome.digests == {"fastjob": "0", "joblib": "0"}
+    assert len(outcome.probes) == 6
 
 
 def test_rounds_end_when_the_time_is_up_but_not_before_the_least():
@@ -308,6 +319,8 @@ def test_a_row_of_another_size_says_so(outcomes):
     assert report.title(outcomes[0]) == "A row [20 %]"
     assert "| A row [20 %] |" in report.table(outcomes, BOTH)
     assert report.row_json(outcomes[0])["title"] == "A row [20 %]"
+    outcomes[0].n_jobs = 1
+    assert report.title(outcomes[0]) == "A row [20 %, 1 workers]"
     outcomes[0].row = make_row(size=0)  # the row of a curve has no size of its own
     assert report.title(outcomes[0]) == "A row"
 
@@ -404,6 +417,15 @@ def test_every_peer_says_what_it_can(name):
     assert peer.ABILITIES.issubset({"closure", "stream", "batch_size"})
     for script in peer.COLD.values():
         compile(script, name, "exec")
+
+
+def test_quick_runs_less_on_no_more_workers():
+    row = make_row(quick_jobs=1)
+    assert row.scale(quick=True) == (1, 1)
+    assert row.scale(quick=False) == (10, 2)
+    for row in rows.ALL:
+        size, n_jobs = row.scale(quick=True)
+        assert size <= row.size and n_jobs <= row.n_jobs
 
 
 def test_quick_runs_fastjob_and_joblib_only():

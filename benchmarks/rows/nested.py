@@ -5,16 +5,20 @@ from __future__ import annotations
 from benchmarks.row import Row
 
 
-def _products(session, seeds):
+def _squares(count):
+    return lambda size: [(seed, size) for seed in range(count)]
+
+
+def _products(session, jobs):
     from benchmarks import array_tasks
 
-    return session.run(array_tasks.product, seeds)
+    return session.run(array_tasks.product, jobs)
 
 
-def _products_limit(seeds, n_jobs):
+def _products_limit(jobs, n_jobs):
     from benchmarks import array_tasks
 
-    return [array_tasks.product(seed) for seed in seeds]
+    return [array_tasks.product(job) for job in jobs]
 
 
 def _blobs(size):
@@ -49,10 +53,10 @@ ROWS = (
         "blas-2",
         "8 products of 2000x2000 matrices, 2 workers",
         "processes",
-        range,
+        _squares(8),
         _products,
-        8,
-        2,
+        2_000,
+        1_000,
         close=True,
         observe=True,
         target=1.0,
@@ -63,10 +67,10 @@ ROWS = (
         "blas-8",
         "16 products of 2000x2000 matrices, 8 workers",
         "processes",
-        range,
+        _squares(16),
         _products,
-        16,
-        8,
+        2_000,
+        1_000,
         n_jobs=8,
         close=True,
         observe=True,
