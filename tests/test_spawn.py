@@ -278,7 +278,7 @@ def test_a_thread_that_cannot_be_started_is_the_error_of_the_call(monkeypatch):
     def refuse(*args):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("fastjob._pool.spawn.start_new_thread", refuse)
+    monkeypatch.setattr("fastjob._pool.spawn.start_bare_thread", refuse)
     with pytest.raises(errors.NurseryError) as caught:
         processes()([delayed(double)(1)] * 2)
     assert isinstance(caught.value.__cause__, OSError)

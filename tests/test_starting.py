@@ -7,7 +7,7 @@ from threading import get_ident
 
 import pytest
 
-from fastjob._core.starting import start_thread
+from fastjob._core.starting import start_bare_thread, start_thread
 
 
 class Interrupt(BaseException):
@@ -59,3 +59,11 @@ def test_a_thread_has_its_name_and_arguments_and_is_a_daemon():
 
     start_thread(note, "noting", (1, 2)).join(60)
     assert seen == [("noting", True, (1, 2))]
+
+
+def test_a_bare_thread_runs_with_its_arguments():
+    seen = []
+    ran = threading.Event()
+    start_bare_thread(lambda *args: (seen.append(args), ran.set()), 1, 2)
+    assert ran.wait(60)
+    assert seen == [(1, 2)]

@@ -18,7 +18,7 @@ it, passes that on to A, and does its work. From then on nobody takes it for A.
 
 cimport cython
 
-from _thread import get_ident
+from _thread import get_ident, start_new_thread
 
 from fastjob._core.nothing import nothing
 
@@ -37,14 +37,31 @@ cdef class Beginning:
         self.function = function
         self.starter = starter
 
-    def __call__(self):
+    def __call__(self, *args):
         function = self.function
         self.function = None  # the thread's own method, which keeps the thread alive
         try:
             nothing()
         except BaseException as error:
             PyThreadState_SetAsyncExc(self.starter, type(error))
-        function()
+        function(*args)
+
+
+def start_bare_thread(target, *args):
+    """Start a thread that `threading` knows nothing of, as `_thread` does.
+
+    Parameters
+    ----------
+    target : callable
+    *args
+        What `target` is called with.
+
+    Raises
+    ------
+    RuntimeError
+        If the system has no more threads.
+    """
+    start_new_thread(Beginning(target, get_ident()), args)
 
 
 def start_thread(target, str name, tuple args=()):

@@ -9,10 +9,11 @@ and only then, a thread waits for the time to do so.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 
 from fastjob._core.forks import register_at_fork
 from fastjob._core.segments import Store
+from fastjob._core.starting import start_bare_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def tidy() -> None:
             if _janitor is None:
                 _janitor = allocate_lock()
                 _janitor.acquire()
-                start_new_thread(_wait, (_janitor,))
+                start_bare_thread(_wait, _janitor)
 
 
 def collect() -> bool:

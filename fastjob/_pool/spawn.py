@@ -43,8 +43,9 @@ import fcntl
 import os
 import sys
 from _socket import SHUT_RDWR, socket
-from _thread import RLock, allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock
 
+from fastjob._core.starting import start_bare_thread
 from fastjob._pool.spawned import LIFELINE, PAGE
 from fastjob._pool.starter import (
     FAREWELL,
@@ -129,7 +130,7 @@ class Spawner(Starter):
             self._occupied.acquire(False)
             self._links[slot] = link
         try:
-            start_new_thread(self._life, (slot, link, argv, environ))
+            start_bare_thread(self._life, slot, link, argv, environ)
         except RuntimeError as error:
             self._over(slot, link)
             self.page.failed(slot, errno.EAGAIN)
