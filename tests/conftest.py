@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     leaks.mark_environment()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has started the tests in the background; children would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if PACKAGE.parent == CHECKOUT:
         # Built in place: child interpreters must find the same package.
         os.environ["PYTHONPATH"] = os.pathsep.join(
