@@ -2,18 +2,22 @@
 
 import os
 import signal
+from concurrent.futures import Future
 from pathlib import Path
 
 import leaks
+import numpy as np
 import pytest
 from cluster_tasks import ClusterTests, pid, square
 
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob.backends import registry
+from fastjob.backends.cluster import Lost
 from fastjob.errors import ClusterError, TerminatedWorkerError
 
 ray = pytest.importorskip("ray")
+fastjob_ray = pytest.importorskip("fastjob.backends.ray")
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -61,6 +65,118 @@ def test_remote_args_reach_ray(cluster):
     assert runner(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
     with pytest.raises(ValueError, match="ray_remote_args"):
         Parallel(backend="ray", ray_remote_args={"nonsense": 2})([delayed(pid)(0)] * 2)
+
+
+def place(array, _):
+    """Where an argument lies in memory, and whether it is the cluster's own."""
+    return os.getpid(), array.ctypes.data, array.flags.writeable
+
+
+def test_a_large_common_argument_is_put_once_by_itself(cluster, monkeypatch):
+    values = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: values.append(value) or put(value))
+    array = np.arange(1 << 18, dtype=np.float64)
+    runner = Parallel(n_jobs=2, backend="ray", batch_size=1)
+    first, *others = runner(delayed(place)(array, i) for i in range(20))
+    assert len(values) == 1 and values[0] is array
+    # Nobody knew of the first task that others would have its argument too.
+    assert first[2]
+    # Each process sees one object of the store, and all tasks see that one.
+    assert not any(writeable for _, _, writeable in others)
+    places = {(pid, address) for pid, address, _ in others}
+    assert len(places) == len({pid for pid, _ in places})
+
+
+HEADLESS = """
+import threading
+import psutil, ray
+from fastjob import Parallel, delayed
+from fastjob.backends import cluster, ray as ours
+from fastjob.errors import ClusterError
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+cluster.CHECK_SECONDS = 0.1
+ours.ASK_SECONDS = ours.HEAD_SECONDS = 0.0
+
+def wait(_):
+    threading.Event().wait()
+
+def tasks():
+    yield delayed(abs)(-1)
+    for number in range(9):
+        if number == 3:
+            kill()
+        yield delayed(wait)(number)
+
+def kill():
+    processes = psutil.Process().children(recursive=True)
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes)
+
+for input in tasks(), [delayed(abs)(-1)] * 3:
+    try:
+        Parallel(n_jobs=2, backend="ray", batch_size=1)(input)
+    except ClusterError as error:
+        print("ClusterError:", error)
+ray.shutdown()
+print("shut down")
+"""
+
+
+def test_a_cluster_that_is_killed_in_mid_call_is_one_clear_error(run_python):
+    done = run_python(HEADLESS)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) == 3 and lines[2] == "shut down"
+    for line in lines[:2]:
+        assert line.startswith("ClusterError: The head of the ray cluster does not")
+        assert "Connection refused" in line
+
+
+def test_a_head_may_be_away_for_a_while(cluster, monkeypatch):
+    now = 100.0
+    answers = ["refused", "refused", "", "refused", "refused", "refused"]
+    asked = iter(answers)
+    monkeypatch.setattr(fastjob_ray, "ask_head", lambda: next(asked))
+    monkeypatch.setattr(fastjob_ray, "monotonic", lambda: now)
+    transport = fastjob_ray.RayTransport(2, False, {})
+    transport.check()  # is not asked yet
+    for _ in answers[:-1]:
+        now += 10
+        transport.check()
+        transport.check()
+    now += 10
+    with pytest.raises(ClusterError, match=r"head of the ray cluster .* \(refused\)"):
+        transport.check()
+
+
+def test_a_head_that_never_answered_is_not_missed(cluster, monkeypatch):
+    assert fastjob_ray.ask_head() == ""
+
+    def refuse(*args, **options):
+        raise OSError("refused")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    assert fastjob_ray.ask_head().endswith(": refused")
+    monkeypatch.setattr(fastjob_ray, "_heads", set())
+    assert fastjob_ray.ask_head() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text"),
+    [
+        ("LocalRayletDiedError", ClusterError, "ray node of this program has died"),
+        ("NodeDiedError", Lost, "NodeDiedError: it burns"),
+    ],
+)
+def test_a_node_that_has_died_is_told_from_a_worker(cluster, name, kind, text):
+    job = Future()
+    job.set_exception(getattr(ray.exceptions, name)("it burns"))
+    transport = fastjob_ray.RayTransport(2, False, {})
+    with pytest.raises(kind, match=text):
+        transport.fetch(job)
 
 
 def die(_):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from time import monotonic
 
 import ray
 
@@ -25,6 +27,45 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
     from fastjob._core.call import Call
+
+
+# Seconds between two questions to the head of the cluster, while no result comes.
+ASK_SECONDS = 5.0
+# Seconds that it may be away, as when it is started again. Ray itself ends the program
+# after 60 (RAY_gcs_rpc_server_reconnect_timeout_s), without an error to anybody.
+HEAD_SECONDS = 20.0
+# Seconds that its answer may take.
+ANSWER_SECONDS = 5.0
+
+# Heads that have answered this process. One that never has may be out of reach for it,
+# as through ray's client server.
+_heads: set[str] = set()
+
+
+def ask_head() -> str:
+    """Return why the head of the cluster does not answer, or an empty text.
+
+    Asked are its address and port alone: what ray offers waits for it without an end.
+    """
+    address = getattr(ray.get_runtime_context(), "gcs_address", None)
+    if address is None:
+        return ""
+    host, _, port = address.rpartition(":")
+    try:
+        place = host.strip("[]"), int(port)
+        socket.create_connection(place, timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        return f"{address}: {error}" if address in _heads else ""
+    _heads.add(address)
+    return ""
+
+
+def no_head(reason: str) -> ClusterError:
+    """Return the error of a cluster that has lost its head."""
+    return ClusterError(
+        f"The head of the ray cluster does not answer ({reason}). Call ray.shutdown() "
+        "and connect again; ray ends a program that does not."
+    )
 
 
 def connect() -> None:
@@ -73,6 +114,9 @@ class RayTransport:
         if remote_args:
             self.remote = self.remote.options(**remote_args)
         self.references: dict[Future[Any], Any] = {}
+        self.asked = monotonic()  # when the head of the cluster was asked last
+        self.silent_since: float | None = None
+        self.gone = False
 
     def submit(
         self, payload: bytes, shared: list[Any], done: Callable[[Any], object]
@@ -96,8 +140,18 @@ class RayTransport:
             ray.exceptions.OutOfMemoryError,
         ) as e:
             raise Killed(certain=True) from e  # a worker of ray's has one task
-        except (ray.exceptions.ObjectLostError, ray.exceptions.TaskCancelledError) as e:
+        except (
+            ray.exceptions.ObjectLostError,
+            ray.exceptions.TaskCancelledError,
+            ray.exceptions.NodeDiedError,
+        ) as e:
             raise Lost(f"{type(e).__name__}: {e}") from e
+        except ray.exceptions.LocalRayletDiedError as e:
+            self.gone = True
+            raise ClusterError(
+                "The ray node of this program has died, and with it its connection to "
+                "the cluster. Call ray.shutdown() and connect again."
+            ) from e
         except FastjobError:
             raise
         except Exception as error:
@@ -121,13 +175,25 @@ class RayTransport:
         """End the workers that run these batches."""
         for job in jobs:
             reference = self.references.pop(job, None)
-            if reference is not None and ray.is_initialized():
+            if reference is not None and ray.is_initialized() and not self.gone:
                 ray.cancel(reference, force=True)
 
     def check(self) -> None:
-        """Raise `ClusterError` if this process has left the cluster."""
+        """Raise `ClusterError` if the cluster cannot be reached any more."""
         if not ray.is_initialized():
             raise ClusterError("The connection to the ray cluster has been shut down.")
+        now = monotonic()
+        if now - self.asked < ASK_SECONDS:
+            return
+        self.asked = now
+        reason = ask_head()
+        if not reason:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
+        elif now - self.silent_since >= HEAD_SECONDS:
+            self.gone = True
+            raise no_head(reason)
 
     def block(self, jobs: Iterable[Any], timeout: float | None) -> None:
         """Wait in ray's own way inside a task: others may use its CPU meanwhile."""
@@ -171,6 +237,9 @@ class RayBackend(ParallelBackendBase):
 
     def _count(self) -> int:
         connect()
+        reason = ask_head()
+        if reason:
+            raise no_head(reason)
         try:
             return int(ray.cluster_resources().get("CPU", 0))
         except Exception as error:
