@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import leaks
+import numpy as np
 import pytest
 from cluster_tasks import ClusterTests, pid, square, wait_for
 
@@ -92,6 +93,26 @@ def test_without_a_client_the_message_shows_how_to_make_one(run_python):
     )
     assert "ValueError: backend='dask' needs a client" in done.stderr
     assert "client = Client()" in done.stderr
+
+
+def total(array, x):
+    return float(array.sum()) + x
+
+
+def test_a_large_common_argument_is_scattered_once_by_itself(client):
+    array = np.ones(1 << 18)
+    runner = Parallel(n_jobs=2, backend="dask", batch_size=1, return_as="generator")
+    stream = runner(delayed(total)(array, i) for i in range(40))
+    assert [next(stream) for _ in range(20)] == [(1 << 18) + i for i in range(20)]
+    arrays = {k: w for k, w in client.who_has().items() if k.startswith("ndarray")}
+    assert [len(set(workers)) for workers in arrays.values()] == [2]
+    assert list(stream) == [(1 << 18) + i for i in range(20, 40)]
+    # Tasks that carry their arguments themselves leave no arrays on the cluster.
+    runner = Parallel(n_jobs=2, backend="dask", batch_size=1, max_nbytes=None)
+    runner(delayed(total)(array, i) for i in range(4))
+    stream = runner = None
+    new = [key for key in client.who_has() if key.startswith("ndarray")]
+    assert set(new) <= set(arrays)
 
 
 def test_two_clients_at_once(client, tmp_path):

@@ -79,8 +79,10 @@ if TYPE_CHECKING:
             """Forget what this call has put on the cluster."""
 
 
-# What a batch lasts: a scheduler's millisecond is 1 % of it.
-BATCH_NS = 100_000_000
+# What a batch lasts. A worker waits 1 ms (dask) or 2.5 ms (ray) for its next batch, and
+# one of them has half a batch more than the others in the end: for 2 seconds of work
+# that adds up to 105 ms at 80 ms a batch or 160, and less in between.
+BATCH_NS = 125_000_000
 # What it lasts longer for each worker: 500 batches a second are what one scheduler is
 # given at most.  See docs/scaling.md for what this does at 10,000 workers.
 PER_WORKER_NS = 2_000_000
