@@ -86,8 +86,6 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DEFAULT_BACKEND":
-        return registry.DEFAULT_BACKEND
     try:
         module, attribute = _LAZY[name]
     except KeyError:
@@ -95,6 +93,21 @@ def __getattr__(name: str) -> Any:
     __import__(module)
     value = globals()[name] = getattr(sys.modules[module], attribute)
     return value
+
+
+class _ThisModule(type(sys)):  # type: ignore[misc]
+    """Programs set the default as an attribute of the module they find it in."""
+
+    @property
+    def DEFAULT_BACKEND(self) -> str:
+        return registry.DEFAULT_BACKEND
+
+    @DEFAULT_BACKEND.setter
+    def DEFAULT_BACKEND(self, name: str) -> None:
+        registry.DEFAULT_BACKEND = name
+
+
+sys.modules[__name__].__class__ = _ThisModule
 
 
 class Parallel(Running, Generic[Kind]):

@@ -40,6 +40,14 @@ def test_the_default_can_be_replaced():
     assert parallel.DEFAULT_BACKEND == "mine"
 
 
+def test_the_default_can_be_set_in_the_module_that_shows_it(monkeypatch):
+    monkeypatch.setattr(parallel, "DEFAULT_BACKEND", "threading")
+    assert isinstance(Parallel()._backend, ThreadingBackend)
+    monkeypatch.undo()
+    assert parallel.DEFAULT_BACKEND == "processes"
+    assert isinstance(Parallel()._backend, parallel.LokyBackend)
+
+
 @pytest.mark.parametrize("name", ["nonsense", 3, [], ThreadingBackend])
 def test_an_unknown_name_is_refused_with_the_list_of_known_ones(name):
     with pytest.raises(ValueError, match=r"Invalid backend: .*expected one of") as info:
