@@ -101,7 +101,8 @@ class Spawner(Starter):
         self._hash_seed = str(int.from_bytes(os.urandom(3), "big"))
 
     def start(self) -> None:
-        if not os.access(sys.executable, os.X_OK):
+        as_now = os.access in os.supports_effective_ids  # not as who started it
+        if not os.access(sys.executable, os.X_OK, effective_ids=as_now):
             raise NurseryError(
                 f"Cannot start {sys.executable} to make worker processes: there is no "
                 "such program."
@@ -134,7 +135,7 @@ class Spawner(Starter):
         except RuntimeError as error:
             self._over(slot, link)
             self.page.failed(slot, errno.EAGAIN)
-            raise OSError(errno.EAGAIN, str(error)) from error
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
 
     def _life(
         self, slot: int, link: socket, argv: list[str], environ: dict[str, str]

@@ -1,8 +1,11 @@
 """The protocol between `Parallel` and a backend that somebody else wrote.
 
-A backend written against joblib's documented protocol (`submit` with a callback)
-inherits `open_call` from here and is driven by `callback.CallbackEngine`.  The native
-backends override `open_call` and need none of the callback methods.
+A backend written against joblib's documented protocol (`submit` with a callback) is
+driven by `callback.CallbackEngine`.  The native backends define `open_call`, and need
+none of the callback methods.  A class may derive from a native one: if it has a
+`submit` of its own, that is what runs its batches; if it has only what is called around
+each call (`start_call`, `stop_call`, `retrieval_context`), that surrounds the native
+engine (`around.py`).
 """
 
 from __future__ import annotations
@@ -100,6 +103,11 @@ class ParallelBackendBase(metaclass=ABCMeta):
     nesting_level: int | None = None
     parallel: Parallel[Any] | None = None
 
+    #: Whether calls run through `submit`; else `open_call` makes their engine.
+    by_submit: ClassVar[bool] = True
+    #: Whether something is to be called around each call of the engine.
+    surrounds: ClassVar[bool] = False
+
     #: Names of the options that this backend knows; None accepts any.
     valid_options: ClassVar[frozenset[str] | None] = None
 
@@ -113,6 +121,18 @@ class ParallelBackendBase(metaclass=ABCMeta):
         "NUMEXPR_NUM_THREADS",
     ]
     TBB_ENABLE_IPC_VAR: ClassVar[str] = "ENABLE_IPC"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        newest: set[str] = set()
+        for base in cls.__mro__:
+            newest.update(vars(base))
+            if not newest.isdisjoint({"open_call", "submit", "apply_async"}):
+                break
+        cls.by_submit = "open_call" not in newest
+        cls.surrounds = not newest.isdisjoint(
+            {"start_call", "stop_call", "retrieval_context"}
+        )
 
     def __init__(
         self,
@@ -163,12 +183,6 @@ class ParallelBackendBase(metaclass=ABCMeta):
                 )
             )
 
-    def open_call(self, call: Call) -> Engine:
-        """Return an engine for one call; it runs tasks through `submit`."""
-        from fastjob.backends.callback import CallbackEngine
-
-        return CallbackEngine(self, call)
-
     @abstractmethod
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return how many tasks would run at the same time.
@@ -189,7 +203,8 @@ class ParallelBackendBase(metaclass=ABCMeta):
     ) -> Any:
         """Start `func` (older name of `submit`)."""
         raise NotImplementedError(
-            f"{type(self).__name__} defines neither submit nor apply_async."
+            f"{type(self).__name__} defines neither submit nor apply_async, and "
+            "fastjob's own backends, which run whole calls, have none to inherit."
         )
 
     def submit(
@@ -210,13 +225,14 @@ class ParallelBackendBase(metaclass=ABCMeta):
         object
             A future, handed back to `retrieve_result`.
         """
-        import warnings
+        if type(self).apply_async is not ParallelBackendBase.apply_async:
+            import warnings
 
-        warnings.warn(
-            f"{type(self).__name__}.apply_async is deprecated, name it submit.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+            warnings.warn(
+                f"{type(self).__name__}.apply_async is deprecated, name it submit.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         return self.apply_async(func, callback)
 
     def retrieve_result_callback(self, out: Any) -> Any:
@@ -265,7 +281,7 @@ class ParallelBackendBase(metaclass=ABCMeta):
         FallbackToBackend
             To have another backend run the call.
         """
-        if type(self).open_call is ParallelBackendBase.open_call:
+        if self.by_submit:
             # A native backend has no use for it, and it makes a cycle of references.
             self.parallel = parallel
         return self.effective_n_jobs(n_jobs)

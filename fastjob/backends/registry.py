@@ -293,11 +293,14 @@ def native(backend: Any) -> ParallelBackendBase:
 
 def open_engine(backend: Any, call: Any) -> Engine:
     """Return an engine of a backend for one call."""
-    try:
-        open_call = backend.open_call
-    except AttributeError:
-        # Derived from joblib's own base class.
+    # Those derived from joblib's own base class say nothing.
+    if getattr(backend, "by_submit", True):
         from fastjob.backends.callback import CallbackEngine
 
         return CallbackEngine(backend, call)
-    return open_call(call)  # type: ignore[no-any-return]
+    engine: Engine = backend.open_call(call)
+    if backend.surrounds:
+        from fastjob.backends.around import SurroundedEngine
+
+        return SurroundedEngine(backend, engine)
+    return engine
