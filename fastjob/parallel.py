@@ -131,7 +131,7 @@ class Parallel(Running, Generic[Kind]):
         0 is silent, above 10 reports every completion, from 50 on to stdout.
     timeout : float, optional
         Seconds that a single task may run, from its start in the worker. Not applied
-        where ``n_jobs`` is 1.
+        where ``n_jobs`` is 1, with a warning.
     pre_dispatch : int or str
         How many tasks are taken from the input and not yet completed at any time: a
         number, ``"all"``, or an expression in ``n_jobs``. The default counts batches.

@@ -184,17 +184,19 @@ class Running(Reporting):
                 raise
             self._backend = registry.native(error.backend)  # type: ignore[attr-defined]
             return self._configure()
-        if self.timeout is not None and n_jobs > 1 and not backend.supports_timeout:
-            import warnings
+        if self.timeout is not None:
+            runs = backend if n_jobs > 1 else _sequential()
+            if not runs.supports_timeout:
+                import warnings
 
-            name = type(backend).__name__
-            warnings.warn(
-                f"The backend class {name!r} does not support timeout. You have set "
-                f"'timeout={self.timeout}' in Parallel but the 'timeout' parameter "
-                "will not be used.",
-                UserWarning,
-                stacklevel=5,
-            )
+                name = type(runs).__name__
+                warnings.warn(
+                    f"The backend class {name!r} does not support timeout. You have "
+                    f"set 'timeout={self.timeout}' in Parallel but the 'timeout' "
+                    "parameter will not be used.",
+                    UserWarning,
+                    stacklevel=5,
+                )
         self._configured = True
         return n_jobs
 

@@ -122,7 +122,7 @@ def test_there_is_no_submit_to_inherit(native):
         def submit(self, func, callback=None):
             return super().submit(func, callback)
 
-    with pytest.raises(NotImplementedError, match="Mine .* which run whole calls"):
+    with pytest.raises(NotImplementedError, match=r"Mine .* which run whole calls"):
         Parallel(2, backend=Mine())([delayed(square)(1)] * 2)
 
 

@@ -333,6 +333,13 @@ def test_one_worker_is_the_calling_thread(backend):
     assert ident == threading.get_ident()
 
 
+def test_one_worker_keeps_no_time_limit_and_says_so(backend):
+    runner = Parallel(1, backend, timeout=9)
+    with pytest.warns(UserWarning, match="'SequentialBackend' does not support") as seen:
+        assert runner([delayed(abs)(-1)]) == [1]
+    assert seen[0].filename == __file__
+
+
 def test_effective_n_jobs_follows_the_active_backend(monkeypatch):
     monkeypatch.setattr("fastjob.budget.cpu_count", lambda: 4)
     assert effective_n_jobs() == 4

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, ClassVar, Protocol
 
-    from fastjob._core.call import Call
     from fastjob.parallel import Parallel
 
     class Engine(Protocol):
