@@ -491,11 +491,12 @@ def task_began():
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         try:
-            if "fastjob-status" not in os.readlink(f"/proc/self/fd/{fd}"):
-                continue
-        except FileNotFoundError:
+            size = os.fstat(fd).st_size
+        except OSError:
             continue  # the descriptor of the listing itself
-        for at in range(0, os.fstat(fd).st_size, 128):
+        if size != 4096 * 128:  # the page has no name where memory has none
+            continue
+        for at in range(0, size, 128):
             started, _, _, pid = struct.unpack("qIii", os.pread(fd, 20, at + 16))
             if pid == os.getpid():
                 return started
