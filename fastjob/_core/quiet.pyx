@@ -150,8 +150,12 @@ cdef bint is_quiet_generator(object generator) except -1:
         names.clear()   # or the frame would keep the item that it has given
     for path, value in roots.items():
         for attribute in path[2:]:
-            # Looking into a module runs nothing; a property would.
-            if type(value) is not ModuleType or attribute not in vars(value):
+            # Looking into a module runs nothing; a property would. fastjob.parallel has
+            # one, which is not among its variables.
+            if (type(value) is not ModuleType
+                    and value is not sys.modules.get("fastjob.parallel")):
+                return False
+            if attribute not in vars(value):
                 return False
             value = vars(value)[attribute]
         if path in makers and value is not delayed:
