@@ -285,6 +285,35 @@ def test_a_thread_that_cannot_be_started_is_the_error_of_the_call(monkeypatch):
     assert caught.value.__cause__.errno == errno.EAGAIN
 
 
+CANNOT_BEGIN = """
+import errno, os
+from fastjob._core.peer import Peer
+from fastjob._core.status import StatusPage
+from fastjob._core.wire import pair
+from fastjob._pool import spawned
+
+def refuse(*args):
+    raise BlockingIOError(errno.EAGAIN, "no thread")
+
+page = StatusPage()
+page.clear(5)
+child = os.fork()
+if child == 0:
+    os.dup2(page.fd, spawned.PAGE)
+    spawned.hold = refuse
+    spawned.main(5, (), False)
+page.born(5, child)
+_, status = os.waitpid(child, 0)
+page.exited(5, status, 100)
+print(Peer(pair()[0], page, 5, None).fate() == ("unborn", child, errno.EAGAIN, 100))
+"""
+
+
+def test_a_worker_that_cannot_watch_its_caller_does_not_begin(run_python):
+    done = run_python(CANNOT_BEGIN)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_module_is_preloaded_by_each_worker(tmp_path, monkeypatch):
     (tmp_path / "spawned_early.py").write_text("import os\nPID = os.getpid()\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -127,9 +127,16 @@ cdef class StatusPage:
         cdef Slot *slot = self.slot(number)
         return slot.life == EXITED or slot.life == FORK_FAILED
 
+    def cannot_begin(self, int number, int error):
+        """Worker: it is going to end, since the system does not give what it needs."""
+        self.slot(number).status = error
+
     def exited(self, int number, int status, int64_t peak):
         """Nursery: the worker has been reaped."""
         cdef Slot *slot = self.slot(number)
-        slot.status = status
         slot.peak = peak
+        if slot.status:
+            slot.life = FORK_FAILED     # it has said so itself
+            return
+        slot.status = status
         slot.life = EXITED

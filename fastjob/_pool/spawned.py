@@ -21,7 +21,11 @@ def main(slot: int, preload: tuple[str, ...], with_site: bool) -> None:
     """Run the worker of a slot."""
     code = 1
     try:
-        hold(LIFELINE, FAREWELL)
+        try:
+            hold(LIFELINE, FAREWELL)
+        except OSError as error:
+            StatusPage(PAGE).cannot_begin(slot, error.errno or 0)
+            return
         link = child.take_over(LIFELINE + 1, with_site)
         for fd in (PAGE, LIFELINE):
             os.set_inheritable(fd, False)
