@@ -335,7 +335,9 @@ def test_one_worker_is_the_calling_thread(backend):
 
 def test_one_worker_keeps_no_time_limit_and_says_so(backend):
     runner = Parallel(1, backend, timeout=9)
-    with pytest.warns(UserWarning, match="'SequentialBackend' does not support") as seen:
+    with pytest.warns(
+        UserWarning, match="'SequentialBackend' does not support"
+    ) as seen:
         assert runner([delayed(abs)(-1)]) == [1]
     assert seen[0].filename == __file__
 
