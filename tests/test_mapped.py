@@ -149,8 +149,8 @@ def test_a_batch_is_small():
         0, [(look, (array, i), {}) for i in range(10)], call, True, own
     )
     assert len(pickle.dumps(batch)) < 10 * 1000
-    results, failures, _, number = batch.run()
-    assert (failures, number) == ([], 1)
+    results, failures, _, number, key = batch.run()
+    assert (failures, number, key) == ([], 1, b"")
     assert [pickle.loads(r)[0] for r in results] == ["memmap"] * 10
     assert own.store.copies == 1
     own.close()

@@ -10,9 +10,6 @@ A batch's blocks stay with the `Lender` until the batch has come back, without a
 task, and its worker has said that all mappings made for it are gone.  In every other
 case (a task keeps its argument, a batch that is lost, failed tasks that will be run
 again from the same blocks) they stay until the pool has ended.
-
-Results are pickled: the worker would have to keep its memory until the caller has
-mapped it, and there is no channel to say so.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ by `callback.CallbackEngine`.  Three things are added to what the pool does by i
 - A task is pickled when it is taken from the input, and each result by itself, so
   that a buffer which the caller fills again does not change a task, and what cannot
   be pickled is named.
-- Large arguments travel through shared memory, see ``mapped``.
+- Large arguments and results travel through shared memory, see ``mapped`` and
+  ``returned``.
 - The pool replaces a worker that has died and waits for its batch for ever. A thread
   watches the workers: when one ends with an exit code, the batches in flight fail.
   The pool does not tell which batch that worker had.
@@ -24,6 +25,7 @@ from multiprocessing.pool import Pool
 
 from fastjob import failure
 from fastjob._core.starting import start_thread
+from fastjob._pool.memory import folder_of
 from fastjob.backends.base import (
     AutoBatchingMixin,
     ParallelBackendBase,
@@ -31,6 +33,7 @@ from fastjob.backends.base import (
 )
 from fastjob.backends.batch import GuardedCalls
 from fastjob.backends.mapped import Arguments, Lender, lends
+from fastjob.backends.returned import Receiver, lending, receives
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
 TYPE_CHECKING = False
@@ -75,6 +78,8 @@ class PickledCalls(GuardedCalls):
         As of `GuardedCalls`.
     lender : Lender or None
         Takes the large buffers of arguments.
+    address : bytes or None
+        Of the `Receiver` of large results.
     """
 
     def __init__(
@@ -84,8 +89,10 @@ class PickledCalls(GuardedCalls):
         call: Call,
         packed: bool,
         lender: Lender | None,
+        address: bytes | None = None,
     ) -> None:
         super().__init__(first, (), call, packed)
+        self.returning = address, folder_of(call.temp_folder), call.n_jobs
         self.number = 0 if lender is None else lender.begin()
         for index, task in enumerate(tasks, first):
             function, args, kwargs = task
@@ -103,11 +110,17 @@ class PickledCalls(GuardedCalls):
                 self.items.append(_dumps((unsent, (), {})))
 
     def run(self) -> Any:
-        """As of `GuardedCalls`; and the batch's number, if its memory is free again."""
+        """As of `GuardedCalls`; and the batch's number, if its memory is free again,
+        and the key of this worker's lending."""
         self.mapped: list[Any] = []
+        address, folder, sharers = self.returning
+        self.lending = None if address is None else lending(address, folder, sharers)
         results, failures, span = super().run()
         kept = any(mapping() is not None for mapping in self.mapped)
-        return results, failures, span, 0 if kept or failures else self.number
+        number = 0 if kept or failures else self.number
+        if self.lending is None:
+            return results, failures, span, number, b""
+        return self.lending.lend(results), failures, span, number, self.lending.key
 
     def only(self, offset: int) -> GuardedCalls:
         """Return a batch of one task of this one, which shares its memory."""
@@ -122,9 +135,14 @@ class PickledCalls(GuardedCalls):
         self.mapped += made
         return task
 
-    def dump(self, result: Any, offset: int, task: Any) -> bytes:
+    def dump(self, result: Any, offset: int, task: Any) -> Any:
         try:
-            return _dumps(result)
+            if self.lending is None:
+                return _dumps(result)
+            try:
+                return self.lending.dump(result)
+            except OSError:
+                return _dumps(result)  # no way to the caller, or no room
         except Exception as error:
             function, args, kwargs = task
             name, arguments = failure.shorten_parts(
@@ -136,10 +154,17 @@ class PickledCalls(GuardedCalls):
 
 
 class _Maker:
-    """Makes the batches of a pool, and reads what comes of them."""
+    """Makes the batches of a pool, and reads what comes of them.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    batches : int or None
+        After how many a worker is replaced.
+    """
+
+    def __init__(self, batches: int | None) -> None:
         self.lender: Lender | None = None
+        self.receiver = Receiver(batches) if receives() else None
 
     def __call__(
         self, first: int, tasks: Iterable[Any], call: Call, packed: bool
@@ -147,14 +172,25 @@ class _Maker:
         lender = None
         if lends(call):
             lender = self.lender = self.lender or Lender(call)
-        return PickledCalls(first, tasks, call, packed, lender)
+        address = None if self.receiver is None else self.receiver.address
+        return PickledCalls(first, tasks, call, packed, lender, address)
 
     def read(self, outcome: Any) -> Any:
-        results, failures, span, number = outcome
+        results, failures, span, number, key = outcome
         if self.lender is not None:
             self.lender.returned(number)
+        if self.receiver is not None:
+            return self.receiver.load(key, results), failures, span
         loaded = [r if r is None else pickle.loads(r) for r in results]
         return loaded, failures, span
+
+    def close(self) -> None:
+        """All workers have ended."""
+        lender, self.lender = self.lender, None
+        if lender is not None:
+            lender.close()
+        if self.receiver is not None:
+            self.receiver.close()
 
 
 class _RecordingContext:
@@ -284,7 +320,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         made: list[Any] = []
-        self.batch_class = _Maker()
+        self.batch_class = _Maker(options.get("maxtasksperchild"))
         self._in_flight: dict[Any, None] = {}
         # What is garbage now would be so in every worker.
         gc.collect()
@@ -340,9 +376,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if pool is not None:
             pool.terminate()
             pool.join()
-            lender, self.batch_class.lender = self.batch_class.lender, None
-            if lender is not None:
-                lender.close()
+            self.batch_class.close()
         self.parallel = None
         self.reset_batch_stats()
 

@@ -93,6 +93,35 @@ def test_a_killed_caller_leaves_nothing_of_500_megabytes(tmp_path, monkeypatch):
     assert os.listdir(folder) == []
 
 
+RETURNING = """
+import signal
+import numpy as np
+from fastjob import Parallel, delayed
+
+def make(value):
+    return np.full(5_000_000, float(value))
+
+with Parallel(2, "multiprocessing", batch_size=1) as parallel:
+    kept = parallel(delayed(make)(i) for i in range(6))
+    print("returned", flush=True)
+    signal.pause()
+"""
+
+
+@linux
+def test_a_killed_caller_leaves_nothing_that_a_multiprocessing_pool_returned():
+    with Script(RETURNING) as script:
+        script.expect("returned")
+        shared = files_of(script.process.pid)
+        for pid in script.survivors():
+            shared.update(files_of(pid))
+        assert sum(shared.values()) >= 6 * 40_000_000
+        script.process.send_signal(signal.SIGKILL)
+        script.process.wait()
+        until(lambda: not holders(set(shared)))
+        until(lambda: not script.survivors())
+
+
 SMALL = """
 import os, subprocess, sys
 mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "/dev/shm"]
