@@ -59,6 +59,7 @@ class Work:
     def __init__(self, library: str) -> None:
         module = __import__(library)
         self._parallel, self._delayed = module.Parallel, module.delayed
+        self._library = library
 
     def _call(self, function: Any, items: Any, **options: Any) -> list[Any]:
         delayed = self._delayed
@@ -68,6 +69,14 @@ class Work:
     def _warm(self, **options: Any) -> None:
         for _ in range(3):
             self._call(tasks.nap, [0.02] * 4, batch_size=1, **options)
+
+    def _copies(self) -> int:
+        """Return how many buffers the caller has copied; of another library, 0."""
+        if self._library != "fastjob":
+            return 0
+        from fastjob._pool import memory
+
+        return int(memory.store_for(None).copies)
 
     def calls(self, count: int) -> None:
         """Warm calls of two tasks on processes, one for each worker."""
@@ -134,7 +143,7 @@ class Work:
             "unpickles a call": sum(by_worker.values()),
         }
 
-    def shared_array(self, count: int) -> None:
+    def shared_array(self, count: int) -> dict[str, float]:
         """Tasks that are all given the same 8 MB array."""
         import numpy as np
 
@@ -145,8 +154,9 @@ class Work:
         mark(0)
         self._call(array_tasks.ends, [array] * count, batch_size=1)
         mark(1)
+        return {"copies a call": self._copies()}
 
-    def fresh_arrays(self, count: int) -> None:
+    def fresh_arrays(self, count: int) -> dict[str, float]:
         """Tasks that are each given an 8 MB array of their own."""
         import numpy as np
 
@@ -158,8 +168,9 @@ class Work:
             array_tasks.ends, (np.ones(1_000_000) for _ in range(count)), batch_size=1
         )
         mark(1)
+        return {"copies a call": self._copies()}
 
-    def array_results(self, count: int) -> None:
+    def array_results(self, count: int) -> dict[str, float]:
         """Tasks that each return an 8 MB array, which the caller lets go."""
         from benchmarks import array_tasks
 
@@ -172,6 +183,7 @@ class Work:
         for _ in stream:
             pass
         mark(1)
+        return {"copies a call": self._copies()}
 
     def thread_calls(self, count: int) -> None:
         """Warm calls of two tasks on threads."""

@@ -161,11 +161,9 @@ def _cell(outcome: Outcome, name: str) -> str:
         return "failed" if name in outcome.errors else ""
     text = amount(median(outcome.samples[name]), outcome.row.unit)
     ratio = outcome.ratio(name)
-    return text if ratio is None or name == REFERENCE else f"{text} ({_times(ratio)})"
-
-
-def _times(found: stats.Interval) -> str:
-    return f"x{found.median:.3g}"
+    if ratio is None or name == REFERENCE:
+        return text
+    return f"{text} (x{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}])"
 
 
 def _wanted(found: Sequence[Demand]) -> tuple[str, str]:

@@ -221,6 +221,22 @@ def test_what_a_call_pickles_is_counted_whoever_ran_which_batch():
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize(
+    ("name", "copies"), [("shared_array", 1), ("fresh_arrays", 8), ("array_results", 0)]
+)
+def test_copies_of_arrays_are_counted(name, copies):
+    values = counts.count(counts.Program(name, "task", 8), "fastjob")
+    assert values["copies a call"] == copies
+
+
+def test_the_long_and_the_short_run_are_told_apart(monkeypatch):
+    monkeypatch.setattr(counts, "_run", lambda *_: {})
+    monkeypatch.setattr(counts, "weigh", lambda name, units, library: 100 + 7 * units)
+    program = counts.Program("tasks", "task", weighed=(10, 50))
+    assert counts.count(program, "fastjob") == {"instructions": 7.0}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_a_real_trace_of_the_sequential_loop_holds_no_system_call_a_task():
     values = counts.count(counts.Program("sequential_tasks", "task", 5000), "fastjob")
     assert values["caller syscalls"] < 0.01

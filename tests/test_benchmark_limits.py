@@ -55,6 +55,18 @@ def test_an_unknown_shape_is_refused():
         durations({"count": 1, "seconds": 1.0, "shape": "flat"})
 
 
+def test_every_row_has_a_limit_but_the_import_of_the_library_itself():
+    without = {row.name for row in rows.ALL if not limits.limited(row)}
+    assert without == {"cold-import"}
+
+
+def test_the_limit_of_a_fit_is_the_share_of_one_worker():
+    pytest.importorskip("sklearn")
+    for name, count in ("sklearn-cross-validation", 40), ("sklearn-grid-search", 20):
+        row = rows.find(name)
+        assert len(row.limit(row.prepare(100), 5)) == count
+
+
 @pytest.mark.parametrize("row", rows.ALL, ids=lambda row: row.name)
 def test_limits_have_a_title(row):
     if limits.limited(row) and row.ideal is None:

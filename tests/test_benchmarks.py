@@ -304,8 +304,8 @@ def outcomes():
 def test_the_table_shows_medians_ratios_and_verdicts(outcomes):
     text = report.table(outcomes, BOTH)
     lines = text.splitlines()
-    assert lines[0].split("|")[3:5] == [" fastjob ", " joblib   "]
-    assert "| 6 s (x6) |" in lines[2]
+    assert [c.strip() for c in lines[0].split("|")[3:5]] == ["fastjob", "joblib"]
+    assert "| 6 s (x6 [5, 7]) |" in lines[2]
     assert "joblib 4: 6 [5, 7]; ideal 90 %: 50 [50, 50]" in lines[2]
     assert "reached; short" in lines[2]
     assert "failed" in lines[3]
@@ -385,6 +385,52 @@ def test_row_names_are_unique_and_found():
         "tiny-sequential",
         "call-threads",
     ]
+
+
+# What is wanted of the engine and of arrays, and of what has threads inside.
+WANTED = {
+    "tiny-processes": 8,
+    "closure-processes": 8,
+    "stream-processes": 6,
+    "tiny-threads": 60,
+    "tiny-sequential": 10,
+    "call-processes": 100,
+    "call-threads": 150,
+    "dict-processes": 60,
+    "spin-1ms": 0.99,
+    "spin-0.1ms": 0.97,
+    "instant-then-slow": 1.9,
+    "sleep-64": 5,
+    "cold-first-call": 8,
+    "cold-first-numpy-call": 2.5,
+    "cold-import": 6,
+    "idle-memory": 7,
+    "array-shared": 1.5,
+    "arrays-in": 3.5,
+    "results-large": 15,
+    "results-many": 10,
+    "arrays-both-ways": 8,
+    "frame-shared": 2,
+    "blas-2": 1,
+    "blas-8": 1,
+    "sklearn-cross-validation": 1.5,
+    "sklearn-grid-search": 1.5,
+    "dask-tiny": 20,
+    "dask-20ms": 0.95,
+    "ray-tiny": 20,
+    "ray-20ms": 0.95,
+}
+
+
+def test_every_wanted_figure_has_its_row():
+    found = {
+        row.name: row.target or row.share or next(iter(row.versus.values()))
+        for row in rows.ALL
+    }
+    assert {name: found.get(name) for name in WANTED} == WANTED
+    assert rows.find("blas-8").versus == {"mp_pool": 1.3}
+    assert rows.find("dask-tiny").versus == {"dask": 20.0}
+    assert rows.find("ray-tiny").versus == {"ray": 20.0}
 
 
 def test_unknown_names_are_refused():

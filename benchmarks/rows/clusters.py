@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import tasks
+from benchmarks import floors, tasks
 from benchmarks.row import Row
 
 
@@ -30,6 +30,8 @@ def _rows(kind, module):
             1_000,
             requires=module,
             versus={kind: 20.0},
+            limit=lambda items, n_jobs: floors.loop(tasks.tiny, items),
+            limit_title="plain loop",
         ),
         Row(
             f"{kind}-20ms",

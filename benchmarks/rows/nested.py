@@ -27,25 +27,41 @@ def _blobs(size):
     return make_classification(n_samples=size, n_features=5, random_state=0)
 
 
-def _cross_validation(session, data):
+def _cross_validation(data, n_splits=200):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import ShuffleSplit, cross_val_score
 
     features, labels = data
-    splits = ShuffleSplit(n_splits=200, test_size=0.3, random_state=0)
-    with session.joblib_backend():
-        return cross_val_score(LogisticRegression(), features, labels, cv=splits)
+    splits = ShuffleSplit(n_splits=n_splits, test_size=0.3, random_state=0)
+    return cross_val_score(LogisticRegression(), features, labels, cv=splits)
 
 
-def _grid_search(session, data):
+def _grid_search(data, n_points=100):
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV
 
     features, labels = data
-    grid = {"alpha": [0.01 * (i + 1) for i in range(100)]}
-    with session.joblib_backend():
-        search = GridSearchCV(Ridge(), grid, cv=5, refit=False)
-        return search.fit(features, labels).cv_results_["mean_test_score"]
+    grid = {"alpha": [0.01 * (i + 1) for i in range(n_points)]}
+    search = GridSearchCV(Ridge(), grid, cv=5, refit=False)
+    return search.fit(features, labels).cv_results_["mean_test_score"]
+
+
+def _on_workers(fit):
+    def work(session, data):
+        with session.joblib_backend():
+            return fit(data)
+
+    return work
+
+
+def _one_share(fit, count):
+    def limit(data, n_jobs):
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            return fit(data, count // n_jobs)
+
+    return limit
 
 
 ROWS = (
@@ -84,23 +100,27 @@ ROWS = (
         "cross_val_score, logistic regression, 200 splits",
         "sklearn",
         _blobs,
-        _cross_validation,
+        _on_workers(_cross_validation),
         200,
         200,
         close=True,
         requires="sklearn",
         target=1.5,
+        limit=_one_share(_cross_validation, 200),
+        limit_title="plain loop, over workers",
     ),
     Row(
         "sklearn-grid-search",
         "GridSearchCV over 500 cheap fits",
         "sklearn",
         _blobs,
-        _grid_search,
+        _on_workers(_grid_search),
         200,
         200,
         close=True,
         requires="sklearn",
         target=1.5,
+        limit=_one_share(_grid_search, 100),
+        limit_title="plain loop, over workers",
     ),
 )
