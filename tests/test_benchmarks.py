@@ -549,6 +549,21 @@ def test_versus_prints_the_table_and_writes_the_samples(tmp_path, capsys):
     assert all(math.isfinite(side["median"]) for side in sides.values())
 
 
+CI = paths.ROOT / ".ci" / "run"
+
+
+@pytest.mark.skipif(not CI.exists(), reason="not in a checkout")
+def test_ci_compares_quickly_counts_in_full_and_keeps_both():
+    lines = [line for line in CI.read_text().splitlines() if "-m benchmarks" in line]
+    commands = [line.split("benchmarks ")[1].split(" --json ")[0] for line in lines]
+    assert commands == ["versus --quick", "counts"]
+    kept = "benchmarks/results"
+    assert all(f"--json {kept}/" in line for line in lines)
+    assert f"path: {kept}/" in (
+        paths.ROOT / ".github" / "workflows" / "ci.yml"
+    ).read_text(encoding="utf-8")
+
+
 # --- asv
 
 
