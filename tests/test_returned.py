@@ -81,7 +81,7 @@ def shared_files():
 def test_results_are_ordinary_arrays_of_the_callers(method):
     with pool(context=method) as parallel:
         found = parallel(delayed(make)(i) for i in range(8))
-        assert 1 <= len(receiver(parallel).workers) <= 2
+        assert 1 <= len(receiver(parallel).links) <= 2
     for i, array in enumerate(found):
         assert type(array) is np.ndarray and array.flags.writeable
         array += 1
@@ -165,57 +165,56 @@ def test_a_killed_worker_takes_no_results_with_it_and_leaves_nothing():
 def test_of_workers_that_have_been_replaced_nothing_is_kept():
     with pool(maxtasksperchild=1) as parallel:
         kept = parallel(delayed(make)(i) for i in range(12))
-        assert receiver(parallel).workers == {}
+        assert receiver(parallel).links == {}
         assert receiver(parallel).read == {}
     assert [(a.min(), a.max()) for a in kept] == [(i, i) for i in range(12)]
 
 
-def test_strangers_who_connect_are_turned_away():
+def test_the_way_to_the_caller_has_no_name_that_others_could_use():
     with pool() as parallel:
-        for _ in range(3):
-            stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            stranger.connect(receiver(parallel).address)
-            stranger.close()
-        found = parallel(delayed(make)(i) for i in range(4))
-    assert [a.max() for a in found] == [0, 1, 2, 3]
+        found = receiver(parallel)
+        for end in (found.way, found.end):
+            assert end.getsockname() == "" == end.getpeername()
+            assert not end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
-def outcome_of(address, function=make):
-    batch = PickledCalls(0, [(function, (4,), {})], Call(2), True, None, address)
+def outcome_of(function=make):
+    batch = PickledCalls(0, [(function, (4,), {})], Call(2), True, None)
     (result,), failures, *_ = batch.run()
     assert failures == []
     return result
 
 
 @pytest.fixture
-def fresh(monkeypatch):
+def own(monkeypatch):
+    """A receiver whose worker is this process."""
     monkeypatch.setattr(returned, "_lending", None)
+    own = returned.Receiver(None)
+    monkeypatch.setattr(returned, "_way", own.way)
+    yield own
+    if returned._lending is not None:
+        returned._lending.link.close()
+    own.close()
 
 
-def test_where_a_worker_cannot_connect_the_result_is_pickled(fresh):
-    assert pickle.loads(outcome_of(b"\0fastjob-nobody")).max() == 4
+def test_where_there_is_no_way_to_the_caller_the_result_is_pickled():
+    assert pickle.loads(outcome_of()).max() == 4
 
 
-def test_where_there_is_no_room_the_result_is_pickled(fresh, monkeypatch):
+def test_where_there_is_no_room_the_result_is_pickled(own, monkeypatch):
     def full(*args):
         raise OSError(28, "no room")
 
     monkeypatch.setattr(returned, "encode", full)
-    assert pickle.loads(outcome_of(b"\0fastjob-nobody")).max() == 4
+    assert pickle.loads(outcome_of()).max() == 4
 
 
 def closure_and_array(value):
     return lambda: value, make(value)
 
 
-def test_what_plain_pickle_cannot_carry_has_its_buffers_shared_too(fresh):
-    own = returned.Receiver(None)
-    try:
-        lent = outcome_of(own.address, closure_and_array)
-        assert type(lent) is returned.Lent and len(lent.data) < 10_000
-        ((function, array),) = own.load(returned._lending.key, [lent])
-        assert (function(), array.max()) == (4, 4)
-    finally:
-        returned._lending.socket.close()
-        returned._lending.link.close()
-        own.close()
+def test_what_plain_pickle_cannot_carry_has_its_buffers_shared_too(own):
+    lent = outcome_of(closure_and_array)
+    assert type(lent) is returned.Lent and len(lent.data) < 10_000
+    ((function, array),) = own.load(returned._lending.key, [lent])
+    assert (function(), array.max()) == (4, 4)

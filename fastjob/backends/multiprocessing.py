@@ -33,7 +33,7 @@ from fastjob.backends.base import (
 )
 from fastjob.backends.batch import GuardedCalls
 from fastjob.backends.mapped import Arguments, Lender, lends
-from fastjob.backends.returned import Receiver, lending, receives
+from fastjob.backends.returned import Receiver, begin, lending, receives
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
 TYPE_CHECKING = False
@@ -78,8 +78,6 @@ class PickledCalls(GuardedCalls):
         As of `GuardedCalls`.
     lender : Lender or None
         Takes the large buffers of arguments.
-    address : bytes or None
-        Of the `Receiver` of large results.
     """
 
     def __init__(
@@ -89,10 +87,9 @@ class PickledCalls(GuardedCalls):
         call: Call,
         packed: bool,
         lender: Lender | None,
-        address: bytes | None = None,
     ) -> None:
         super().__init__(first, (), call, packed)
-        self.returning = address, folder_of(call.temp_folder), call.n_jobs
+        self.returning = folder_of(call.temp_folder), call.n_jobs
         self.number = 0 if lender is None else lender.begin()
         for index, task in enumerate(tasks, first):
             function, args, kwargs = task
@@ -113,8 +110,7 @@ class PickledCalls(GuardedCalls):
         """As of `GuardedCalls`; and the batch's number, if its memory is free again,
         and the key of this worker's lending."""
         self.mapped: list[Any] = []
-        address, folder, sharers = self.returning
-        self.lending = None if address is None else lending(address, folder, sharers)
+        self.lending = lending(*self.returning)
         results, failures, span = super().run()
         kept = any(mapping() is not None for mapping in self.mapped)
         number = 0 if kept or failures else self.number
@@ -142,7 +138,7 @@ class PickledCalls(GuardedCalls):
             try:
                 return self.lending.dump(result)
             except OSError:
-                return _dumps(result)  # no way to the caller, or no room
+                return _dumps(result)  # there is no room
         except Exception as error:
             function, args, kwargs = task
             name, arguments = failure.shorten_parts(
@@ -172,8 +168,7 @@ class _Maker:
         lender = None
         if lends(call):
             lender = self.lender = self.lender or Lender(call)
-        address = None if self.receiver is None else self.receiver.address
-        return PickledCalls(first, tasks, call, packed, lender, address)
+        return PickledCalls(first, tasks, call, packed, lender)
 
     def read(self, outcome: Any) -> Any:
         results, failures, span, number, key = outcome
@@ -321,13 +316,18 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             context = multiprocessing.get_context(context)
         made: list[Any] = []
         self.batch_class = _Maker(options.get("maxtasksperchild"))
+        receiver = self.batch_class.receiver
         self._in_flight: dict[Any, None] = {}
         # What is garbage now would be so in every worker.
         gc.collect()
         self._pool = Pool(
             n_workers,
-            options.get("initializer"),
-            options.get("initargs", ()),
+            begin,
+            (
+                None if receiver is None else receiver.way,
+                options.get("initializer"),
+                tuple(options.get("initargs", ())),
+            ),
             options.get("maxtasksperchild"),
             context=_RecordingContext(context, made),
         )

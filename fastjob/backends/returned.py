@@ -4,26 +4,27 @@ A worker puts the large buffers of its results into shared memory of its own and
 them to the caller, as a worker of the process backend does (``_core/lending.pyx``): the
 caller maps them, and the worker uses a block again once the caller's arrays on it are
 gone, which it learns from a byte in shared memory.  What the pool does not have is a
-way for the descriptors, so each worker that has something to lend makes a connection of
-its own to the caller, a socket with no name in the file system.
+way for the descriptors, so all workers inherit one end of a socket pair.  A message on
+it is the key of a worker and some descriptors, and arrives whole.
 
-    worker: connect, send its key ── lend, send descriptors ── return batch with tokens
-    caller: ................................ gets the batch ── accept, receive, open
+    worker: lend, send key and descriptors ── return batch with key and tokens
+    caller: ................................. get batch ── receive messages, open
 
 Guarantee: a batch that has come back can be opened, whatever has become of its worker.
-1. The worker sends before it returns the batch, so what the caller has to accept and to
-   receive is there.  Descriptors that were sent are kept by the
-   kernel, and the memory by the descriptors, also when the worker has ended since.
+1. The worker sends before it returns the batch, so what the caller has to receive is
+   there.  Descriptors that were sent are kept by the kernel, and the memory by the
+   descriptors, also when the worker has ended since.
 2. The caller keeps its end of a worker's `Link` until all batches of that worker have
    been read.  A worker that ends by itself does so after a number of batches that the
    pool was told (``maxtasksperchild``); when one ends in any other way, all batches in
    flight fail, and with them the pool.
-3. Only regions have descriptors, of which there are few (their size doubles), so a
-   worker never waits for the caller to receive them.
+3. A worker that finds the socket full waits, but not for ever: those whose messages
+   fill it return their batches, with each of which the caller receives all there is.
+   It is rare: only regions have descriptors, and their size doubles.
 
 Memory goes with the worker and the caller's arrays: a killed caller's workers find
-the end of the pool's pipes and end.  Where the worker cannot connect, or there is no
-room, the result is pickled as a whole.
+the end of the pool's pipes and end.  Where there is no room, or no way to the caller,
+the result is pickled as a whole.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from fastjob._pool.memory import store_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from fastjob._core.segments import Block
@@ -48,7 +50,6 @@ KEY_BYTES = 16
 # Descriptors in one message; the kernel takes 253.
 MOST_FDS = 200
 _FD = struct.Struct("i")
-_PEER = struct.Struct("3i")  # process, user, group
 # What has no buffer in it; pickling these needs no preparations.
 _SMALL = frozenset({int, float, complex, bool, type(None)})
 
@@ -78,32 +79,28 @@ class Lending:
 
     Parameters
     ----------
-    address : bytes
-        Of the caller's `Receiver`.
+    way : socket
+        To the caller's `Receiver`.
     folder : str or None
         Where shared memory lies, of the call's `temp_folder`.
     sharers : int
         Processes that share the machine's bound on warm memory.
     """
 
-    def __init__(self, address: bytes, folder: str | None, sharers: int) -> None:
-        self.address = address
+    def __init__(self, way: socket.socket, folder: str | None, sharers: int) -> None:
+        self.way = way
         self.pid = os.getpid()
         self.key = os.urandom(KEY_BYTES)
         self.store = store_for(folder, sharers)
         self.sharer = Sharer(self.store, RESULT_MIN_NBYTES, reuse=False)
         self.link = Link(keep_fds=False)
-        self.socket: socket.socket | None = None
 
     def dump(self, result: Any) -> bytes | Prepared:
         """Pickle a result, its large buffers apart."""
         if type(result) in _SMALL:
             return pickle.dumps(result, protocol=5)
         data, blocks = self._encode(result)
-        if not blocks:
-            return data
-        self._connect()
-        return Prepared(data, blocks)
+        return Prepared(data, blocks) if blocks else data
 
     def _encode(self, result: Any) -> tuple[bytes, list[Block]]:
         try:
@@ -115,18 +112,6 @@ class Lending:
 
             return encode(result, self.sharer, cloudpickle.Pickler)
 
-    def _connect(self) -> None:
-        if self.socket is not None:
-            return
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            end.connect(self.address)
-            end.sendall(self.key)
-        except OSError:
-            end.close()
-            raise
-        self.socket = end
-
     def lend(self, results: list[Any]) -> list[Any]:
         """Return a batch's results as they are sent, now that it is complete."""
         self.store.collect()
@@ -136,53 +121,36 @@ class Lending:
         ]
         fds = self.link.take_fds()
         while fds:
-            assert self.socket is not None  # or no result would have been prepared
-            socket.send_fds(self.socket, [b"."], fds[:MOST_FDS])
+            socket.send_fds(self.way, [self.key], fds[:MOST_FDS])
             del fds[:MOST_FDS]
         return sent
 
 
+# In a worker: the way to the caller, and what goes it.
+_way: socket.socket | None = None
 _lending: Lending | None = None
 
 
-def lending(address: bytes, folder: str | None, sharers: int) -> Lending:
-    """Return this worker's `Lending` to the caller of that address."""
+def begin(
+    way: socket.socket | None,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+) -> None:
+    """Begin a worker; the initializer of the pool."""
+    global _way
+    _way = way
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def lending(folder: str | None, sharers: int) -> Lending | None:
+    """Return this worker's `Lending`; None if there is no way to the caller."""
     global _lending
-    if (
-        _lending is None
-        or _lending.address != address
-        or _lending.pid != os.getpid()  # a task has forked
-    ):
-        _lending = Lending(address, folder, sharers)
+    if _way is None:
+        return None
+    if _lending is None or _lending.pid != os.getpid():  # a task has forked
+        _lending = Lending(_way, folder, sharers)
     return _lending
-
-
-class _Worker:
-    """What the caller has of one worker."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
-        self.link = Link(keep_fds=False)
-
-    def receive(self) -> None:
-        """Take the descriptors that have come."""
-        room = socket.CMSG_LEN(MOST_FDS * _FD.size)
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        while True:
-            try:
-                # Not `socket.recv_fds`, which does not pass the flags on.
-                body, parts, _, _ = self.end.recvmsg(64, room, flags)
-            except (BlockingIOError, ConnectionError):
-                return
-            for _, _, data in parts:
-                whole = len(data) - len(data) % _FD.size
-                self.link.give_fds([fd for (fd,) in _FD.iter_unpack(data[:whole])])
-            if not body:
-                return  # it has ended
-
-    def close(self) -> None:
-        self.link.close()
-        self.end.close()
 
 
 class Receiver:
@@ -195,20 +163,15 @@ class Receiver:
 
     Attributes
     ----------
-    address : bytes
+    way : socket
+        The workers' end, for `begin`.
     """
 
     def __init__(self, batches: int | None) -> None:
         self.batches = batches
-        self.workers: dict[bytes, _Worker] = {}
+        self.links: dict[bytes, Link] = {}
         self.read: dict[bytes, int] = {}
-        self.socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-        )
-        self.address = b"\0fastjob-" + os.urandom(KEY_BYTES).hex().encode()
-        self.socket.bind(self.address)
-        # As many as the kernel allows: a worker waits if there are more at once.
-        self.socket.listen(4096)
+        self.end, self.way = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def load(self, key: bytes, results: list[Any]) -> list[Any]:
         """Return the results of a batch that has come back from a worker."""
@@ -222,35 +185,38 @@ class Receiver:
             self.read[key] = self.read.get(key, 0) + 1
             if self.read[key] == self.batches:
                 del self.read[key]
-                if key in self.workers:
-                    self.workers.pop(key).close()
+                if key in self.links:
+                    self.links.pop(key).close()
         return loaded
 
     def _open(self, key: bytes, result: Lent) -> Any:
-        while key not in self.workers:
-            self._accept()
-        worker = self.workers[key]
-        worker.receive()
-        return decode(result.data, result.tokens, worker.link, "r+")
+        self._receive()
+        return decode(result.data, result.tokens, self.links[key], "r+")
 
-    def _accept(self) -> None:
-        """Take a connection; there is one, since its worker has said so."""
-        end, _ = self.socket.accept()
-        credentials = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        _, user, _ = _PEER.unpack(credentials)
-        # It may be another user's. A worker sends its key as soon as it has connected.
-        key = end.recv(KEY_BYTES) if user == os.geteuid() else b""
-        if len(key) == KEY_BYTES:
-            self.workers[key] = _Worker(end)
-        else:
-            end.close()
+    def _receive(self) -> None:
+        """Take the descriptors that have come from all workers."""
+        room = socket.CMSG_LEN(MOST_FDS * _FD.size)
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        while True:
+            try:
+                # Not `socket.recv_fds`, which does not pass the flags on.
+                key, parts, _, _ = self.end.recvmsg(KEY_BYTES, room, flags)
+            except BlockingIOError:
+                return
+            link = self.links.get(key)
+            if link is None:
+                link = self.links[key] = Link(keep_fds=False)
+            for _, _, data in parts:
+                whole = len(data) - len(data) % _FD.size
+                link.give_fds([fd for (fd,) in _FD.iter_unpack(data[:whole])])
 
     def close(self) -> None:
         """All workers have ended."""
-        for worker in self.workers.values():
-            worker.close()
-        self.workers.clear()
-        self.socket.close()
+        for link in self.links.values():
+            link.close()
+        self.links.clear()
+        self.end.close()
+        self.way.close()
 
 
 def receives() -> bool:
