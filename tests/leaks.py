@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def left_behind(
     pool_may_stay : bool
         Whether fastjob's idle workers, and the descriptors they need, may stay.
     grace : float
-        Seconds in which a process or thread that is already ending may end.
+        Seconds in which a process or thread that is already ending may end, and a
+        file of somebody else may go.
 
     Returns
     -------
@@ -187,7 +189,15 @@ def left_behind(
         new = sorted(now.descriptors - before.descriptors)
         found += [f"file descriptor {fd}: {target}" for fd, target in new]
     files = now.files - before.files
-    files -= _held_by_others({name for name in files if name.startswith(SHM)})
-    # Others' come and go; what was left behind is still there.
-    found += [f"file {name}" for name in sorted(files) if os.path.lexists(name)]
-    return found
+    end = time.monotonic() + grace
+    # Others' come and go; what was left behind is still there after a while.
+    while files := _ours(files):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.02)
+    return found + [f"file {name}" for name in sorted(files)]
+
+
+def _ours(files: set[str]) -> set[str]:
+    files = {name for name in files if os.path.lexists(name)}
+    return files - _held_by_others({name for name in files if name.startswith(SHM)})
