@@ -100,19 +100,30 @@ def total(array, x):
 
 
 def test_a_large_common_argument_is_scattered_once_by_itself(client):
+    def arrays():
+        found = {k: set(w) for k, w in client.who_has().items() if k not in before}
+        return {k: w for k, w in found.items() if k.startswith("ndarray")}
+
+    before = set(client.who_has())
     array = np.ones(1 << 18)
     runner = Parallel(n_jobs=2, backend="dask", batch_size=1, return_as="generator")
     stream = runner(delayed(total)(array, i) for i in range(40))
     assert [next(stream) for _ in range(20)] == [(1 << 18) + i for i in range(20)]
-    arrays = {k: w for k, w in client.who_has().items() if k.startswith("ndarray")}
-    assert [len(set(workers)) for workers in arrays.values()] == [2]
+    scattered = arrays()
+    assert [len(workers) for workers in scattered.values()] == [2]
     assert list(stream) == [(1 << 18) + i for i in range(20, 40)]
     # Tasks that carry their arguments themselves leave no arrays on the cluster.
-    runner = Parallel(n_jobs=2, backend="dask", batch_size=1, max_nbytes=None)
-    runner(delayed(total)(array, i) for i in range(4))
-    stream = runner = None
-    new = [key for key in client.who_has() if key.startswith("ndarray")]
-    assert set(new) <= set(arrays)
+    runner = Parallel(
+        n_jobs=2,
+        backend="dask",
+        batch_size=1,
+        max_nbytes=None,
+        return_as="generator",
+    )
+    stream = runner(delayed(total)(array, i) for i in range(40))
+    next(stream)
+    assert arrays().keys() <= scattered.keys()
+    stream.close()
 
 
 def test_two_clients_at_once(client, tmp_path):
