@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 from _weakref import ref
-from os import environ
 from time import time
 
 from fastjob import config as _config
 from fastjob._core.call import Call
+from fastjob._core.environment import variable
 from fastjob.backends import registry
 from fastjob.reporting import BatchCompletionCallBack, Reporting
 from fastjob.results import ResultStream
@@ -144,7 +144,7 @@ class Running(Reporting):
         if not self._backend.nesting_level and (
             self.timeline is not None
             or "fastjob.recording" in sys.modules
-            or "FASTJOB_TIMELINE" in environ
+            or variable(b"FASTJOB_TIMELINE") is not None
         ):
             from fastjob.recording import record_call
 

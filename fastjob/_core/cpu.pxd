@@ -20,6 +20,7 @@ cdef class CpuProbe:
     cpdef int count(self, bint only_physical_cores=*) except -1
     cdef CpuLimits _limits(self, bint only_physical_cores)
     cdef object _mask(self)
+    cdef object _variable(self, str name)
     cdef object _variables(self)
     cdef object _interpreter_limit(self)
     cdef tuple _from_files(self)

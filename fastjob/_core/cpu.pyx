@@ -31,6 +31,8 @@ import time
 
 cimport cython
 
+from fastjob._core.environment import variable
+
 #: Lifetime of what was read from files.  One second is far below the time in which an
 #: orchestrator resizes a container and someone notices, and makes reading it cost
 #: less than a thousandth of one core.
@@ -154,14 +156,16 @@ cdef class CpuProbe:
                 return frozenset()
         return psutil_affinity()
 
+    cdef object _variable(self, str name):
+        if self._environ is None:
+            return variable(name.encode())
+        return self._environ.get(name)
+
     cdef object _variables(self):
         cdef dict found = {}
-        environ = os.environ if self._environ is None else self._environ
         for name in COUNT_VARIABLES:
-            if name not in environ:     # quicker than a `get` that finds nothing
-                continue
-            text = environ[name]
-            if not text.strip():
+            text = self._variable(name)
+            if text is None or not text.strip():
                 continue
             try:
                 found[name] = int(text)
@@ -180,10 +184,9 @@ cdef class CpuProbe:
                 return None
         # Older interpreters do not know the variable; it is honoured all the same,
         # and a value that newer ones would refuse to start with is no limit.
-        environ = os.environ if self._environ is None else self._environ
-        if "PYTHON_CPU_COUNT" not in environ:
+        text = self._variable("PYTHON_CPU_COUNT")
+        if text is None:
             return None
-        text = environ["PYTHON_CPU_COUNT"]
         return int(text) if text.isascii() and text.isdigit() else None
 
     cdef tuple _from_files(self):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock
 
+from fastjob._core.environment import variable
 from fastjob._core.forks import register_at_fork
 from fastjob._core.segments import Store
 from fastjob._core.starting import start_bare_thread
@@ -49,11 +50,9 @@ def store_for(folder: Any, sharers: int = 1) -> Store:
 def folder_of(folder: Any) -> str | None:
     """Return a call's `temp_folder` or, without one, the environment's."""
     if folder is None:
-        environ = os.environ
-        for name in ("FASTJOB_TEMP_FOLDER", "JOBLIB_TEMP_FOLDER"):
-            # Every call comes here, and a `get` that finds nothing is slow.
-            if name in environ:
-                folder = folder or environ[name] or None
+        folder = (
+            variable(b"FASTJOB_TEMP_FOLDER") or variable(b"JOBLIB_TEMP_FOLDER") or None
+        )
     return None if folder is None else os.fspath(folder)
 
 
