@@ -1,13 +1,14 @@
 """Worker processes of ``multiprocessing.pool``, with any start method.
 
 The pool is made for a call, or for the ``with`` block of a `Parallel`, and is driven
-by `callback.CallbackEngine`.  Three things are added to what the pool does by itself:
+by `callback.CallbackEngine`.  Four things are added to what the pool does by itself:
 
 - A task is pickled when it is taken from the input, and each result by itself, so
   that a buffer which the caller fills again does not change a task, and what cannot
   be pickled is named.
 - Large arguments and results travel through shared memory, see ``mapped`` and
   ``returned``.
+- Tasks find the caller's state, and what they say comes back, see ``followed``.
 - The pool replaces a worker that has died and waits for its batch for ever. A thread
   watches the workers: when one ends with an exit code, the batches in flight fail.
   The pool does not tell which batch that worker had.
@@ -26,6 +27,8 @@ from multiprocessing.pool import Pool
 from fastjob import failure
 from fastjob._core.starting import start_thread
 from fastjob._pool.memory import folder_of
+from fastjob._pool.notes import hear
+from fastjob.backends import followed
 from fastjob.backends.base import (
     AutoBatchingMixin,
     ParallelBackendBase,
@@ -76,6 +79,8 @@ class PickledCalls(GuardedCalls):
     ----------
     first, tasks, call, packed
         As of `GuardedCalls`.
+    state : bytes
+        What `followed.capture` made for the call.
     lender : Lender or None
         Takes the large buffers of arguments.
     """
@@ -86,9 +91,11 @@ class PickledCalls(GuardedCalls):
         tasks: Iterable[Any],
         call: Call,
         packed: bool,
+        state: bytes,
         lender: Lender | None,
     ) -> None:
         super().__init__(first, (), call, packed)
+        self.state = state
         self.returning = folder_of(call.temp_folder), call.n_jobs
         self.number = 0 if lender is None else lender.begin()
         for index, task in enumerate(tasks, first):
@@ -107,16 +114,17 @@ class PickledCalls(GuardedCalls):
                 self.items.append(_dumps((unsent, (), {})))
 
     def run(self) -> Any:
-        """As of `GuardedCalls`; and the batch's number, if its memory is free again,
-        and the key of this worker's lending."""
+        """As of `GuardedCalls`; and what the tasks have said, the batch's number, if
+        its memory is free again, and the key of this worker's lending."""
         self.mapped: list[Any] = []
         self.lending = lending(*self.returning)
-        results, failures, span = super().run()
+        (results, failures, span), said = followed.run(self.state, super().run)
         kept = any(mapping() is not None for mapping in self.mapped)
         number = 0 if kept or failures else self.number
         if self.lending is None:
-            return results, failures, span, number, b""
-        return self.lending.lend(results), failures, span, number, self.lending.key
+            return results, failures, span, said, number, b""
+        lent = self.lending.lend(results)
+        return lent, failures, span, said, number, self.lending.key
 
     def only(self, offset: int) -> GuardedCalls:
         """Return a batch of one task of this one, which shares its memory."""
@@ -161,22 +169,29 @@ class _Maker:
     def __init__(self, batches: int | None) -> None:
         self.lender: Lender | None = None
         self.receiver = Receiver(batches) if receives() else None
+        self.call: Call | None = None
+        self.state = b""
 
     def __call__(
         self, first: int, tasks: Iterable[Any], call: Call, packed: bool
     ) -> PickledCalls:
+        if self.call is not call:
+            self.call, self.state = call, followed.capture(call)
         lender = None
         if lends(call):
             lender = self.lender = self.lender or Lender(call)
-        return PickledCalls(first, tasks, call, packed, lender)
+        return PickledCalls(first, tasks, call, packed, self.state, lender)
 
     def read(self, outcome: Any) -> Any:
-        results, failures, span, number, key = outcome
+        results, failures, span, said, number, key = outcome
         if self.lender is not None:
             self.lender.returned(number)
         if self.receiver is not None:
-            return self.receiver.load(key, results), failures, span
-        loaded = [r if r is None else pickle.loads(r) for r in results]
+            loaded = self.receiver.load(key, results)
+        else:
+            loaded = [r if r is None else pickle.loads(r) for r in results]
+        for note in said:
+            hear(note)
         return loaded, failures, span
 
     def close(self) -> None:
@@ -325,8 +340,8 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             begin,
             (
                 None if receiver is None else receiver.way,
-                options.get("initializer"),
-                tuple(options.get("initargs", ())),
+                followed.start,
+                (options.get("initializer"), tuple(options.get("initargs", ()))),
             ),
             options.get("maxtasksperchild"),
             context=_RecordingContext(context, made),

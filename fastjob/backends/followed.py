@@ -1,0 +1,117 @@
+"""What a worker of ``multiprocessing`` has from its caller besides its tasks.
+
+The caller's folder, search path, warning filters, log levels and context variables, as
+of the call, come with each batch, since nothing else reaches one worker of a pool.
+The warnings and log records of the tasks return with the results of the batch, and are
+then given to the filters and handlers of the caller: see `_pool.notes`.
+
+A worker that was forked has the caller's handlers as well.  Those are passed over, or a
+record would be handled in two processes; a handler that an initializer or a task has
+added takes its records itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from fastjob._core.pickling import dumps, loads
+from fastjob._pool import state
+from fastjob._pool.levels import LevelKeeper, capture_levels
+from fastjob._pool.notes import Notes
+from fastjob.variables import Variables, capture_variables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from fastjob._core.call import Call
+
+    T = TypeVar("T")
+
+
+def capture(call: Call) -> bytes:
+    """Pickle the state that the workers of a call must adopt."""
+    return dumps(
+        {
+            "cwd": state.working_directory(),
+            "path": sys.path,
+            "filters": state.plain_filters(),
+            "levels": capture_levels(),
+            "variables": capture_variables(),
+            "forward": call.forward_logs,
+        }
+    )
+
+
+class Follower:
+    """In a worker: keeps to the state of the caller, and gathers what tasks say."""
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self.notes.by_default = _handlers()
+        self.levels = LevelKeeper()
+        self.variables = Variables()
+
+    def run(self, data: bytes, batch: Callable[[], T]) -> tuple[T, list[bytes]]:
+        """Run a batch in the caller's state; what it returns, and what it has said."""
+        said: list[bytes] = []
+        notes = self.notes
+        self._adopt(loads(data))
+        notes.send = said.append
+        notes.open = True
+        try:
+            return batch(), said
+        finally:
+            notes.hold(last=True)
+            notes.release()
+
+    def _adopt(self, found: dict[str, Any]) -> None:
+        cwd = found["cwd"]
+        if cwd is not None and cwd != state.working_directory():
+            os.chdir(cwd)
+        sys.path[:] = found["path"]
+        state.set_filters(found["filters"])
+        # What is shown once is shown once a batch.
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        self.levels.adopt(found["levels"])
+        self.variables.set(found["variables"])
+        if found["levels"] is not None:
+            self.notes.patch_logging()
+        if found["forward"]:
+            self.notes.forward()
+        else:
+            self.notes.keep()
+
+
+def _handlers() -> list[logging.Handler]:
+    """Return the handlers that this process has of its caller."""
+    if "logging" not in sys.modules:
+        return []
+    import logging
+
+    found = logging.root.handlers[:]
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):  # not a placeholder
+            found += logger.handlers
+    return found
+
+
+_follower: Follower | None = None
+
+
+def start(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """Begin the life of a worker: the initializer of its pool."""
+    global _follower
+    _follower = Follower()
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def run(data: bytes, batch: Callable[[], T]) -> tuple[T, list[bytes]]:
+    """Run a batch in this worker, as of `Follower.run`."""
+    assert _follower is not None, "the pool has called its initializer"
+    return _follower.run(data, batch)
