@@ -53,7 +53,10 @@ class Pool:
         #: Workers told to end: what they were lent comes back when they have.
         self._leaving: list[Peer] = []
         self._generation = 0
+        #: The kernel's count of processes killed for lack of memory, as far as those
+        #: are known to be workers, or were before the first of these.
         self._ooms = -1
+        self._victims: list[ref[Peer]] = []
         #: The thread that ends the interpreter, once it has begun to.
         self._ending: int | None = None
         #: Workers started so far.
@@ -228,17 +231,24 @@ class Pool:
         if status < 0:
             return {"pid": pid}  # somebody else has taken its status
         exitcode = os.waitstatus_to_exitcode(status)
-        probably_oom = False
-        if exitcode == -9:
-            ooms = oom_kills()
-            probably_oom = ooms > self._ooms >= 0
-            self._ooms = ooms
         return {
             "pid": pid,
             "exitcode": exitcode,
             "peak_memory": peak * 1024,
-            "probably_oom": probably_oom,
+            "probably_oom": exitcode == -9 and self._lacked_memory(peer),
         }
+
+    def _lacked_memory(self, peer: Peer) -> bool:
+        """Whether the kernel counts one more kill; the same each time it is asked."""
+        with self._lock:
+            self._victims = [victim for victim in self._victims if victim() is not None]
+            if any(victim() is peer for victim in self._victims):
+                return True
+            if not 0 <= self._ooms < oom_kills():
+                return False
+            self._ooms += 1
+            self._victims.append(ref(peer))
+            return True
 
     def _question(self, peer: Peer) -> None:
         """See whether the nursery of a worker that ended without a reason is alive."""

@@ -13,7 +13,7 @@ import pytest
 from gates import Bell, Gate, until
 
 from fastjob import Parallel, TerminatedWorkerError, delayed
-from fastjob._pool.pool import pool
+from fastjob._pool.pool import oom_kills, pool
 
 
 def processes(n_jobs=2, **options):
@@ -57,6 +57,32 @@ def test_the_error_names_task_and_reason(how, exitcode, batch_size):
     assert error.pid > 0
     assert error.peak_memory > 1_000_000
     assert processes()(delayed(identity)(i) for i in range(10)) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"), [(5, 6, True), (5, 5, False), (-1, -1, False)]
+)
+def test_a_kill_for_lack_of_memory_is_known_by_the_kernels_count(
+    monkeypatch, before, after, said
+):
+    pool.shutdown()
+    monkeypatch.setattr("fastjob._pool.pool.oom_kills", lambda: before)
+    run = processes(batch_size=1)
+    assert run(delayed(identity)(i) for i in range(4)) == [0, 1, 2, 3]
+    monkeypatch.setattr("fastjob._pool.pool.oom_kills", lambda: after)
+    with pytest.raises(TerminatedWorkerError) as caught:
+        run(delayed(die_at)(i, 1, "SIGKILL") for i in range(4))
+    assert ("probably out of memory" in str(caught.value)) == said
+    # Any other end has another reason, whatever the count says.
+    monkeypatch.setattr("fastjob._pool.pool.oom_kills", lambda: after + 1)
+    with pytest.raises(TerminatedWorkerError) as caught:
+        run(delayed(die_at)(i, 1, "segfault") for i in range(4))
+    assert "out of memory" not in str(caught.value)
+
+
+def test_the_kernels_count_is_read_where_there_is_one():
+    count = oom_kills()
+    assert count >= 0 if os.path.exists("/proc/vmstat") else count == -1
 
 
 @pytest.mark.parametrize("batch_size", ["auto", 1, 10])
