@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import operator
 import pickle
 import sys
@@ -10,6 +11,7 @@ import threading
 import weakref
 
 import pytest
+from gates import Gate
 
 import fastjob.parallel
 import fastjob.running
@@ -154,7 +156,32 @@ def test_errors_can_be_returned(backend):
     assert isinstance(results[1], TaskError)
     assert results[1].index == 1
     assert results[1].exception.args == ("no such value", 1)
+    assert "in fail_at" in results[1].traceback
+    assert "LookupError" in results[1].traceback
     assert results[1].attempts == 1
+    assert results[1].elapsed >= 0
+
+
+def wait_at(gate, i):
+    if i == 2:
+        gate.wait()
+    return i
+
+
+@pytest.mark.filterwarnings("ignore:A thread cannot be stopped:RuntimeWarning")
+def test_a_task_over_its_time_is_named_and_the_others_keep_their_results(
+    parallel_backend,
+):
+    limited = Parallel(2, parallel_backend, timeout=1, batch_size=1, on_error="return")
+    with Gate() as gate:
+        found = limited(delayed(wait_at)(gate, i) for i in range(4))
+    assert found[:2] + found[3:] == [0, 1, 3]
+    error = found[2].exception
+    assert isinstance(error, TimeoutError)
+    assert isinstance(error, multiprocessing.TimeoutError)
+    assert (error.index, found[2].index) == (2, 2)
+    assert "wait_at" in str(error)
+    assert limited(delayed(abs)(-i) for i in range(4)) == [0, 1, 2, 3]
 
 
 class FailsOnce:

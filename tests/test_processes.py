@@ -1025,8 +1025,9 @@ def broken_initializer():
 
 
 def test_an_error_of_the_initializer_is_the_error_of_the_call():
-    with pytest.raises(OSError, match="no database"):
+    with pytest.raises(OSError, match="no database") as caught:
         processes(initializer=broken_initializer)(delayed(double)(i) for i in range(10))
+    assert "in broken_initializer" in str(caught.value.__cause__)
     assert processes()([delayed(double)(4)]) == [8]
 
 

@@ -177,8 +177,6 @@ def test_tiny_tasks_are_counted_in_batches_or_at_intervals(backend, monkeypatch)
 @pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_progress_of_every_kind_of_result(backend, n_jobs, return_as):
-    if backend == "multiprocessing" and return_as != "list":
-        pytest.skip("has no generators, as in joblib")
     seen = []
     with parallel_config(progress=seen.append):
         parallel = Parallel(n_jobs=n_jobs, backend=backend, return_as=return_as)
