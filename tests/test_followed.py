@@ -145,3 +145,30 @@ def test_the_state_of_a_generator_is_that_of_the_moment_it_was_made(method, tmp_
     stream = pooled(method, return_as="generator")([delayed(surroundings)()] * 20)
     os.chdir("below")
     assert {cwd for cwd, *_ in stream} == {str(tmp_path)}
+
+
+PRINTS = """
+import sys
+from fastjob import Parallel, delayed
+
+def write(i):
+    for k in range(2000):
+        print(i, "a" * 50, k, sep="|")
+    print("no end of line", end="")
+
+if __name__ == "__main__":
+    with Parallel(2, "multiprocessing", context=sys.argv[1], batch_size=1) as parallel:
+        parallel(delayed(write)(i) for i in range(4))
+        print("", flush=True)
+"""
+
+
+def test_what_tasks_print_appears_in_whole_lines(method, run_python):
+    done = run_python(PRINTS, method)
+    assert done.stderr == ""
+    whole = {f"{i}|{'a' * 50}|{k}" for i in range(4) for k in range(2000)}
+    found = [
+        part for line in done.stdout.split("no end of line") for part in line.split()
+    ]
+    assert len(found) == len(whole)
+    assert set(found) == whole

@@ -5,6 +5,8 @@ of the call, come with each batch, since nothing else reaches one worker of a po
 The warnings and log records of the tasks return with the results of the batch, and are
 then given to the filters and handlers of the caller: see `_pool.notes`.
 
+What tasks print appears in whole lines, and at the latest at the end of their batch.
+
 A worker that was forked has the caller's handlers as well.  Those are passed over, or a
 record would be handled in two processes; a handler that an initializer or a task has
 added takes its records itself.
@@ -17,7 +19,7 @@ import sys
 import warnings
 
 from fastjob._core.pickling import dumps, loads
-from fastjob._pool import state
+from fastjob._pool import lines, state
 from fastjob._pool.levels import LevelKeeper, capture_levels
 from fastjob._pool.notes import Notes
 from fastjob.variables import Variables, capture_variables
@@ -68,6 +70,7 @@ class Follower:
         finally:
             notes.hold(last=True)
             notes.release()
+            lines.flush_all()
 
     def _adopt(self, found: dict[str, Any]) -> None:
         cwd = found["cwd"]
@@ -107,6 +110,9 @@ def start(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) 
     """Begin the life of a worker: the initializer of its pool."""
     global _follower
     _follower = Follower()
+    # The workers of a pool have no file in common on which to wait for each other: the
+    # system keeps lines apart that fit into a pipe at once.
+    lines.install(-1)
     if initializer is not None:
         initializer(*initargs)
 
