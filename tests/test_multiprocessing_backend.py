@@ -89,6 +89,25 @@ def test_each_worker_is_initialised():
     assert seen == [[1, "two"]] * 5
 
 
+def refuse():
+    raise OSError("no database")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_an_error_of_the_initializer_is_that_of_the_tasks(on_error, capfd):
+    parallel = Parallel(
+        2, "multiprocessing", initializer=refuse, on_error=on_error, batch_size=1
+    )
+    if on_error == "raise":
+        with pytest.raises(OSError, match="no database") as caught:
+            parallel(delayed(abs)(i) for i in range(4))
+        assert "in refuse" in str(caught.value.__cause__)
+    else:
+        found = parallel(delayed(abs)(i) for i in range(4))
+        assert [str(error.exception) for error in found] == ["no database"] * 4
+    assert capfd.readouterr().err == ""
+
+
 def test_workers_are_replaced_after_some_batches():
     parallel = Parallel(
         n_jobs=2, backend="multiprocessing", maxtasksperchild=1, batch_size=1

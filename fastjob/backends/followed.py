@@ -57,9 +57,14 @@ class Follower:
         self.notes.by_default = _handlers()
         self.levels = LevelKeeper()
         self.variables = Variables()
+        #: What the initializer has raised. It is the error of each batch: were it that
+        #: of the worker, the pool would start one after the other.
+        self.broken: Exception | None = None
 
     def run(self, data: bytes, batch: Callable[[], T]) -> tuple[T, list[bytes]]:
         """Run a batch in the caller's state; what it returns, and what it has said."""
+        if self.broken is not None:
+            raise self.broken
         said: list[bytes] = []
         notes = self.notes
         self._adopt(loads(data))
@@ -114,7 +119,10 @@ def start(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) 
     # system keeps lines apart that fit into a pipe at once.
     lines.install(-1)
     if initializer is not None:
-        initializer(*initargs)
+        try:
+            initializer(*initargs)
+        except Exception as error:
+            _follower.broken = error
 
 
 def run(data: bytes, batch: Callable[[], T]) -> tuple[T, list[bytes]]:
