@@ -26,14 +26,17 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
+from _thread import allocate_lock
 from collections.abc import Mapping
-from typing import Any
 
 from fastjob._core.forks import register_at_fork
 from fastjob._core.pools import Pool, loaded_pools
 from fastjob._core.threadpools import claim, release
 from fastjob.budget import core_budget, default_share, set_core_budget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "VARIABLES",
@@ -229,7 +232,7 @@ class _Holder:
     """The numbers that threads of calls ask for, in process-wide pools."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.limits: dict[limit_inner_threads, int] = {}
 
     def add(self, asker: limit_inner_threads, limit: int) -> None:
@@ -254,7 +257,7 @@ _holder = _Holder()
 
 
 def _renew_lock() -> None:
-    _holder.lock = threading.Lock()
+    _holder.lock = allocate_lock()
 
 
 register_at_fork(after_in_child=_renew_lock)

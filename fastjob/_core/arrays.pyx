@@ -57,8 +57,9 @@ import copyreg
 import io
 import mmap
 import os
-import pickle
 import sys
+from _pickle import PickleBuffer, Pickler
+from _pickle import loads
 
 
 # Bytes from which a buffer of a result, or an ndarray argument, travels in shared
@@ -99,7 +100,7 @@ cdef class Sharer:
         self.taken = []
         self.copies = Copies(store.warm_limit)
         self.files = {}
-        self.pickler_class = pickle.Pickler
+        self.pickler_class = Pickler
 
     @property
     def comparisons(self):
@@ -212,7 +213,7 @@ cdef class Sharer:
             array = array.copy(order="K")
             dense = array.transpose(by_stride(array))
         flat = dense.reshape(-1).view(self.numpy.uint8)
-        buffer = pickle.PickleBuffer(flat)
+        buffer = PickleBuffer(flat)
         if build is private_array:
             self.reduced = buffer
         return build, (buffer, array.dtype, array.shape,
@@ -272,7 +273,7 @@ cdef class Sharer:
         return block
 
 
-def encode(obj, Sharer sharer not None, pickler_class=pickle.Pickler):
+def encode(obj, Sharer sharer not None, pickler_class=Pickler):
     """Pickle an object, its large buffers apart.
 
     Parameters
@@ -320,11 +321,11 @@ def decode(data, bytes tokens, Link link, mode):
     object
     """
     if not tokens:
-        return pickle.loads(data)
+        return loads(data)
     buffers = link.open(tokens, "r" if mode is None else mode)
     if mode is None:
         buffers = [bytearray(view) for view in buffers]
-    return pickle.loads(data, buffers=buffers)
+    return loads(data, buffers=buffers)
 
 
 def argument_array(buffer, dtype, shape, strides):
@@ -367,7 +368,7 @@ cdef object unwrapped(buffer):
 
 def pandas_object(stream, buffers):
     """Rebuild a pandas object."""
-    return pickle.loads(stream, buffers=buffers)
+    return loads(stream, buffers=buffers)
 
 
 def file_array(filename, mode, offset, nbytes, dtype, shape, strides, start):

@@ -53,7 +53,7 @@ from fastjob._core.snapshot cimport Snapshot
 
 import copyreg
 import io
-from pickle import Pickler
+from _pickle import Pickler
 from sys import modules
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 

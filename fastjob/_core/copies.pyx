@@ -26,7 +26,7 @@ from libc.string cimport memcmp
 
 from fastjob._core.segments cimport Block
 
-import weakref
+from _weakref import ref
 from collections import deque
 
 
@@ -87,7 +87,7 @@ cdef class Copies:
         copy.block = block
         copy.epoch = epoch
         if owner is not None:
-            copy.owner = weakref.ref(owner, Farewell(self.known, self.gone, key))
+            copy.owner = ref(owner, Farewell(self.known, self.gone, key))
         self.known[key] = copy
         self.loose[key] = block.nbytes
         self.loose_bytes += block.nbytes

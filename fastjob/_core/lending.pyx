@@ -110,7 +110,7 @@ from fastjob._core.shm cimport (
 import os
 
 from fastjob._core.forks import register_at_fork
-from threading import get_ident
+from _thread import get_ident
 
 cdef enum:
     TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS

@@ -24,11 +24,11 @@ from fastjob._core.wire cimport (
     Channel, Header, is_lasting,
 )
 
-import pickle
+from _pickle import dumps as dumps_of_c
 
 from fastjob._core.wire import WireError
 
-cdef object dumps = pickle.dumps
+cdef object dumps = dumps_of_c
 
 
 cdef list in_block(bytes data, Store store):

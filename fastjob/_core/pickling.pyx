@@ -4,6 +4,9 @@ Plain pickle first: it is an order of magnitude faster.  cloudpickle takes over 
 what plain pickle cannot carry, and for whatever refers to ``__main__``, which another
 process does not have.
 
+All of it by ``_pickle``: the module ``pickle`` around it, which offers the same, needs
+regular expressions and takes some milliseconds in every interpreter that begins.
+
 Two forms on the wire.  A plain pickle starts with the PROTO opcode.  A cloudpickled
 one starts with ``C`` and holds two pickles of one pickler: the value, and the classes
 and functions of ``__main__`` that it was made with.  A worker puts those into its own
@@ -14,8 +17,11 @@ arrives in the caller as an instance of the caller's own class.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 import io
-import pickle
 import sys
+from _pickle import Pickler as PicklerOfC
+from _pickle import Unpickler as UnpicklerOfC
+from _pickle import dumps as dumps_of_c
+from _pickle import loads as loads_of_c
 from contextvars import ContextVar
 from types import FunctionType
 
@@ -121,10 +127,10 @@ cdef extern from *:
     bint fj_has_main(const char *data, size_t size) nogil
     bint fj_refers_to_main(const unsigned char *data, size_t size) nogil
 
-cdef object pickle_loads = pickle.loads
-cdef object pickle_dumps = pickle.dumps
-cdef object PlainPickler = pickle.Pickler
-cdef object Unpickler = pickle.Unpickler
+cdef object pickle_loads = loads_of_c
+cdef object pickle_dumps = dumps_of_c
+cdef object PlainPickler = PicklerOfC
+cdef object Unpickler = UnpicklerOfC
 
 #: Made when cloudpickle is first needed.
 cdef object CloudPickler = None

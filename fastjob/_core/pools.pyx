@@ -16,7 +16,7 @@ renewed in a forked child, where the thread that held it does not exist.
 """
 
 import os
-import threading
+from _thread import allocate_lock
 
 from fastjob._core.forks import register_at_fork
 
@@ -80,14 +80,14 @@ cdef struct TbbControl:                    # tbb::global_control
     intptr_t reserved
     int parameter                          # 0: max_allowed_parallelism
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _pools = {}                                # loader's name -> Pool, or None: not one
 _recent = {}                               # "loaded" -> (Loaded, tuple of pools)
 
 
 def _renew_lock():
     global _lock
-    _lock = threading.Lock()
+    _lock = allocate_lock()
 
 
 register_at_fork(after_in_child=_renew_lock)

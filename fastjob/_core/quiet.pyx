@@ -28,9 +28,8 @@ Tracing and profiling hooks run between the instructions: where there is one, no
 is quiet.
 """
 
-from pickle import Unpickler
+from _pickle import Unpickler
 
-import dis
 import functools
 import itertools
 import sys
@@ -199,6 +198,8 @@ class Plan:
         self.paths = set()
 
     def follow(self, code):
+        import dis   # only for an input that has something to compare
+
         loop = None
         ended = False
         for step in dis.get_instructions(code):

@@ -23,7 +23,7 @@ reentrant since a limiter may be collected, and then drops its claims, at any
 allocation, also one made under the lock.
 """
 
-import threading
+from _thread import RLock
 from functools import wraps
 from operator import index
 
@@ -33,12 +33,12 @@ from fastjob._core.pools import loaded_pools
 
 USER_APIS = ("blas", "openmp", "tbb")
 
-_lock = threading.RLock()
+_lock = RLock()
 
 
 def _renew_lock():
     global _lock
-    _lock = threading.RLock()
+    _lock = RLock()
 
 
 register_at_fork(after_in_child=_renew_lock)

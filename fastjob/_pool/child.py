@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # it alone needs no enum
 import os
-import signal
 import sys
 
 from fastjob._core.status import StatusPage, die_with_parent

@@ -30,8 +30,8 @@ anything.  So whoever writes holds `lock`:
 
 from __future__ import annotations
 
+import _pickle as pickle  # the module around it takes 4 ms to import
 import os
-import pickle
 import sys
 import warnings
 from _thread import allocate_lock, get_ident

@@ -23,12 +23,12 @@ No way of dying leaves a process behind:
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # it alone needs no enum
 import errno
 import gc
 import marshal
 import os
 import select
-import signal
 import sys
 from _socket import CMSG_LEN, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket
 

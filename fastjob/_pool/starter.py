@@ -18,8 +18,8 @@ Both keep one contract, and the rest of fastjob does not know which it has:
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # it alone needs no enum
 import os
-import signal
 import sys
 
 from fastjob._core.status import StatusPage
