@@ -220,6 +220,20 @@ def test_a_cluster_that_has_gone_without_a_word_is_an_error(monkeypatch):
     assert transport.closed == 1
 
 
+def test_what_is_wrong_may_come_right_again(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(cluster, "monotonic", lambda: now)
+    answers = iter(["away", "away", "", "away", "away", "away"])
+    watch = cluster.Watch(lambda: next(answers), patience=20.0)
+    assert watch.wrong() == ""  # is not asked yet
+    found = []
+    for _ in range(6):
+        now += 10.0
+        found.append(watch.wrong())
+        assert watch.wrong() == ""  # nor so soon again
+    assert found == ["", "", "", "", "", "away"]
+
+
 def test_the_input_is_taken_no_further_than_the_window():
     taken = []
 

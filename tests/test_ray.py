@@ -12,6 +12,7 @@ from cluster_tasks import ClusterTests, pid, square
 
 import fastjob
 from fastjob import Parallel, delayed
+from fastjob.backends import cluster as engine
 from fastjob.backends import registry
 from fastjob.backends.cluster import Lost
 from fastjob.errors import ClusterError, TerminatedWorkerError
@@ -97,7 +98,7 @@ from fastjob.errors import ClusterError
 
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 cluster.CHECK_SECONDS = 0.1
-ours.ASK_SECONDS = ours.HEAD_SECONDS = 0.0
+cluster.ASK_SECONDS = ours.HEAD_SECONDS = 0.0
 
 def wait(_):
     threading.Event().wait()
@@ -136,18 +137,11 @@ def test_a_cluster_that_is_killed_in_mid_call_is_one_clear_error(run_python):
 
 
 def test_a_head_may_be_away_for_a_while(cluster, monkeypatch):
-    now = 100.0
-    answers = ["refused", "refused", "", "refused", "refused", "refused"]
-    asked = iter(answers)
-    monkeypatch.setattr(fastjob_ray, "ask_head", lambda: next(asked))
-    monkeypatch.setattr(fastjob_ray, "monotonic", lambda: now)
+    monkeypatch.setattr(fastjob_ray, "ask_head", lambda: "refused")
+    monkeypatch.setattr(engine, "ASK_SECONDS", 0.0)
     transport = fastjob_ray.RayTransport(2, False, {})
-    transport.check()  # is not asked yet
-    for _ in answers[:-1]:
-        now += 10
-        transport.check()
-        transport.check()
-    now += 10
+    transport.check()
+    transport.head.patience = 0.0
     with pytest.raises(ClusterError, match=r"head of the ray cluster .* \(refused\)"):
         transport.check()
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import nullcontext
+from time import monotonic
 
 from fastjob import failure
 from fastjob._core.autobatch import AutoBatch
@@ -96,6 +97,8 @@ RAMP_SECONDS = 0.05
 # How long a result is waited for before it is asked whether the cluster is still there:
 # not every client library ends its futures when it is not.
 CHECK_SECONDS = 5.0
+# Seconds between two questions to the cluster while no result comes.
+ASK_SECONDS = 5.0
 # How often a single task may be lost.
 MOST_LOSSES = 3
 # Parts in which a lost batch is sent again.  Finding the task that kills its worker
@@ -119,6 +122,38 @@ class Killed(Exception):
     def __init__(self, certain: bool) -> None:
         self.certain = certain
         super().__init__(certain)
+
+
+class Watch:
+    """Asks now and then whether something is there, since it may come back.
+
+    Parameters
+    ----------
+    ask : callable
+        Returns what is wrong, an empty text if nothing is.
+    patience : float
+        Seconds that it may be wrong.
+    """
+
+    def __init__(self, ask: Callable[[], str], patience: float) -> None:
+        self.ask = ask
+        self.patience = patience
+        self.asked = monotonic()
+        self.since: float | None = None
+
+    def wrong(self) -> str:
+        """Return what has been wrong for too long; an empty text if nothing has."""
+        now = monotonic()
+        if now - self.asked < ASK_SECONDS:
+            return ""
+        self.asked = now
+        reason = self.ask()
+        if not reason:
+            self.since = None
+            return ""
+        if self.since is None:
+            self.since = now
+        return reason if now - self.since >= self.patience else ""
 
 
 class Session:

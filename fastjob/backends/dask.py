@@ -12,6 +12,7 @@ from fastjob.backends.cluster import (
     ClusterEngine,
     Killed,
     Lost,
+    Watch,
     count_cluster,
     no_context,
 )
@@ -72,20 +73,27 @@ class DaskTransport:
         Threads of all its workers.
     submit_options : dict
         Keywords of `Client.submit` (``resources``, ``priority``, ``workers``, ...).
+    patience : float
+        Seconds that there may be no worker at all.
     """
 
     def __init__(
-        self, client: Any, n_workers: int, submit_options: dict[str, Any]
+        self,
+        client: Any,
+        n_workers: int,
+        submit_options: dict[str, Any],
+        patience: float,
     ) -> None:
         self.client = client
         self.n_workers = n_workers
         self.submit_options = submit_options
+        self.workers = Watch(self._ask_workers, patience)
 
     def submit(
         self, payload: bytes, shared: list[Any], done: Callable[[Any], object]
     ) -> Any:
         """Submit a batch as one dask task."""
-        self.check()
+        check_client(self.client)
         argument: Any = payload
         if len(payload) > DIRECT_BYTES:
             argument = self._scatter(payload, broadcast=False)
@@ -106,7 +114,7 @@ class DaskTransport:
             except (CancelledError, OSError) as error:
                 raise Lost(f"its result could not be fetched: {error}") from error
         if job.status != "error":
-            self.check()
+            check_client(self.client)
             raise Lost(
                 f"dask says {job.status!r}, as when a worker that held its arguments "
                 "has ended"
@@ -148,8 +156,20 @@ class DaskTransport:
                 raise ClusterError(f"dask could not cancel tasks: {error}") from error
 
     def check(self) -> None:
-        """Raise `ClusterError` if the scheduler is gone, or the client was closed."""
+        """Raise `ClusterError` without a scheduler, a client, or any worker."""
         check_client(self.client)
+        if self.workers.wrong():
+            raise ClusterError(
+                "The dask cluster has lost all its workers, and none came in "
+                f"{self.workers.patience:g} seconds (wait_for_workers_timeout)."
+            )
+
+    def _ask_workers(self) -> str:
+        try:
+            return "" if self.client.nthreads() else "no worker"
+        except (TimeoutError, OSError) as error:
+            check_client(self.client)
+            return str(error) or "no answer"
 
     def block(self, jobs: Iterable[Any], timeout: float | None) -> None:
         """Nothing: `waiting` has told dask already."""
@@ -184,7 +204,7 @@ class DaskBackend(ParallelBackendBase):
         identity and must not change during the call. A large argument that several
         tasks have in common is found and sent once without this.
     wait_for_workers_timeout : float, default 10
-        Seconds to wait for a first worker.
+        Seconds to wait for a first worker, or for another one when all are gone.
     submit_options : dict, optional
         Keywords of ``Client.submit``, such as ``resources`` or ``priority``.
     """
@@ -222,8 +242,11 @@ class DaskBackend(ParallelBackendBase):
         check_client(client)
         return client
 
+    def _patience(self) -> float:
+        return float(self._option("wait_for_workers_timeout", WORKERS_TIMEOUT))
+
     def _count(self, client: Any) -> int:
-        timeout = float(self._option("wait_for_workers_timeout", WORKERS_TIMEOUT))
+        timeout = self._patience()
         try:
             total: int = sum(client.nthreads().values())
             if total == 0:
@@ -268,5 +291,7 @@ class DaskBackend(ParallelBackendBase):
         """Return an engine for one call."""
         client = self._client()
         options = self._option("submit_options", {})
-        transport = DaskTransport(client, self._count(client), dict(options))
+        transport = DaskTransport(
+            client, self._count(client), dict(options), self._patience()
+        )
         return ClusterEngine(transport, call)

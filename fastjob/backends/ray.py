@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from time import monotonic
 
 import ray
 
@@ -13,6 +12,7 @@ from fastjob.backends.cluster import (
     ClusterEngine,
     Killed,
     Lost,
+    Watch,
     count_cluster,
     no_context,
 )
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from fastjob._core.call import Call
 
 
-# Seconds between two questions to the head of the cluster, while no result comes.
-ASK_SECONDS = 5.0
-# Seconds that it may be away, as when it is started again. Ray itself ends the program
-# after 60 (RAY_gcs_rpc_server_reconnect_timeout_s), without an error to anybody.
+# Seconds that the head of the cluster may be away, as when it is started again. Ray
+# ends the program after 60 (RAY_gcs_rpc_server_reconnect_timeout_s), without an error.
 HEAD_SECONDS = 20.0
 # Seconds that its answer may take.
 ANSWER_SECONDS = 5.0
@@ -114,8 +112,7 @@ class RayTransport:
         if remote_args:
             self.remote = self.remote.options(**remote_args)
         self.references: dict[Future[Any], Any] = {}
-        self.asked = monotonic()  # when the head of the cluster was asked last
-        self.silent_since: float | None = None
+        self.head = Watch(ask_head, HEAD_SECONDS)
         self.gone = False
 
     def submit(
@@ -182,16 +179,8 @@ class RayTransport:
         """Raise `ClusterError` if the cluster cannot be reached any more."""
         if not ray.is_initialized():
             raise ClusterError("The connection to the ray cluster has been shut down.")
-        now = monotonic()
-        if now - self.asked < ASK_SECONDS:
-            return
-        self.asked = now
-        reason = ask_head()
-        if not reason:
-            self.silent_since = None
-        elif self.silent_since is None:
-            self.silent_since = now
-        elif now - self.silent_since >= HEAD_SECONDS:
+        reason = self.head.wrong()
+        if reason:
             self.gone = True
             raise no_head(reason)
 
