@@ -117,6 +117,24 @@ def die_once(folder, i):
     return i
 
 
+def count_and_die_at(folder, at, i):
+    """Each run of a task is a byte in its file."""
+    with open(os.path.join(folder, str(i)), "ab", 0) as file:
+        file.write(b".")
+    return die_at(i, at, "SIGKILL")
+
+
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_only_what_ended_just_before_a_death_runs_twice(tmp_path, batch_size):
+    found = processes(batch_size=batch_size, on_error="return")(
+        delayed(count_and_die_at)(str(tmp_path), 25, i) for i in range(40)
+    )
+    assert found[:25] + found[26:] == [i for i in range(40) if i != 25]
+    runs = [(tmp_path / str(i)).stat().st_size for i in range(40)]
+    assert runs[:20] + runs[25:] == [1] * 35
+    assert set(runs[20:25]) <= ({1} if batch_size == 1 else {1, 2})
+
+
 @pytest.mark.parametrize("batch_size", ["auto", 7])
 def test_with_retries_a_deadly_task_gets_another_worker(tmp_path, batch_size):
     found = processes(retries=1, batch_size=batch_size)(
