@@ -200,6 +200,7 @@ UNPICKLES = {
     "backends/cluster_calls.py": "the same, in their workers",
     "backends/mapped.py": "the pipes of multiprocessing, inherited",
     "backends/multiprocessing.py": "the pipes of multiprocessing, inherited",
+    "backends/returned.py": "the pipes of multiprocessing, inherited",
     "failure.py": "part of a REPLY, or what this process has just pickled",
     "peek.py": "what this process has pickled; makes stand-ins only",
     "variables.py": "part of the state",
