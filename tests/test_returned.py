@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -61,16 +62,21 @@ def receiver(parallel):
     return parallel._backend.batch_class.receiver
 
 
+def is_shared(line):
+    """Whether a mapping, or a link, is of shared memory; in files it has no name."""
+    return "/memfd:fastjob" in line or re.search(r"/#\d+ \(deleted\)", line)
+
+
 def shared_files():
     """Inodes of the shared memory that this process has mapped or open."""
     gc.collect()
     found = set()
     with open("/proc/self/maps") as maps:
-        found |= {line.split()[4] for line in maps if "/memfd:fastjob" in line}
+        found |= {line.split()[4] for line in maps if is_shared(line)}
     for name in os.listdir("/proc/self/fd"):
         try:
             file = f"/proc/self/fd/{name}"
-            if "/memfd:fastjob" in os.readlink(file):
+            if is_shared(os.readlink(file)):
                 found.add(str(os.stat(file).st_ino))
         except FileNotFoundError:
             continue  # the one for the list itself
