@@ -8,8 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Set by some machines for the sake of old processors; they change BLAS results.
-_REMOVED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+#: Set by some machines: the first two, for the sake of old processors, change BLAS
+#: results; with the third a checkout is compiled by every interpreter that starts.
+_REMOVED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 
 
 def built_in_place() -> bool:

@@ -19,7 +19,8 @@ from fastjob._core.call import Call
 from fastjob._pool.service import Service
 from fastjob.backends.base import count_workers
 from fastjob.backends.batch import size_within
-from fastjob.backends.processes import ProcessBackend, ProcessEngine
+from fastjob.backends.process_engine import ProcessEngine
+from fastjob.backends.processes import ProcessBackend
 from fastjob.options import bytes_of
 
 TYPE_CHECKING = False

@@ -15,7 +15,7 @@ from gates import until
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob._pool import memory
-from fastjob.backends import processes
+from fastjob.backends import process_engine
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -42,13 +42,13 @@ def refilled(array):
 def captures(monkeypatch):
     """The captures of the calls that are made."""
     made = []
-    real = processes.Capture
+    real = process_engine.Capture
 
     def make(*args):
         made.append(real(*args))
         return made[-1]
 
-    monkeypatch.setattr(processes, "Capture", make)
+    monkeypatch.setattr(process_engine, "Capture", make)
     return made
 
 

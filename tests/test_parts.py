@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastjob import Parallel, delayed, share
 from fastjob._core.capture import Capture
-from fastjob.backends import processes
+from fastjob.backends import process_engine
 
 LETTERS = "x" * 100
 
@@ -55,7 +55,7 @@ def pickled_bytes(monkeypatch):
         results = Parallel(2, "processes")(tasks)
         return made[-1].bytes_pickled, results
 
-    monkeypatch.setattr(processes, "Capture", capture)
+    monkeypatch.setattr(process_engine, "Capture", capture)
     return run
 
 

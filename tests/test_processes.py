@@ -7,6 +7,7 @@ import operator
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -915,6 +916,31 @@ def test_an_object_passed_to_every_task_of_a_generator_travels_once_a_worker():
     traffic = Traffic()
     processes()(delayed(loads_of)(table, i % 40) for i in range(200))
     assert traffic.most_bytes() < 300_000
+
+
+FIRST = """
+import sys
+from fastjob import Parallel, delayed
+from fastjob._pool.pool import Pool
+found = []
+def prepare(pool, real=Pool.prepare):
+    real(pool)
+    found.append((pool._nursery is not None, "fastjob._core.dispatch" in sys.modules))
+Pool.prepare = prepare
+parallel = Parallel(2, "processes")
+assert found == []
+for _ in range(2):
+    assert parallel(delayed(abs)(-i) for i in range(4)) == [0, 1, 2, 3]
+print(found)
+"""
+
+
+def test_what_starts_workers_gets_ready_while_the_engine_is_imported():
+    """A first call has both to wait for."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[(True, False)]\n"
 
 
 # -- options ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob._core.quiet import Overhearing, is_quiet_input, is_quiet_value
-from fastjob.backends import processes
+from fastjob.backends import process_engine
 
 np = pytest.importorskip("numpy")
 
@@ -292,8 +292,8 @@ def comparisons(monkeypatch):
             made.append(real(*args))
             return made[-1]
 
-    real = processes.Sharer
-    monkeypatch.setattr(processes, "Sharer", Counting())
+    real = process_engine.Sharer
+    monkeypatch.setattr(process_engine, "Sharer", Counting())
     return lambda: sum(sharer.comparisons for sharer in made)
 
 

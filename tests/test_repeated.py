@@ -11,7 +11,7 @@ import pytest
 from fastjob import Parallel, delayed
 from fastjob._core.capture import Capture
 from fastjob._core.snapshot import Opaque, Snapshot
-from fastjob.backends import processes
+from fastjob.backends import process_engine
 
 VALUES = {
     "array": lambda: np.arange(12.0),
@@ -161,7 +161,7 @@ def captured(monkeypatch):
         results = Parallel(2, "processes")(tasks)
         return made[-1].n_pickles, results
 
-    monkeypatch.setattr(processes, "Capture", capture)
+    monkeypatch.setattr(process_engine, "Capture", capture)
     return run
 
 

@@ -21,7 +21,7 @@ from fastjob._core.call import Call
 from fastjob._core.peer import Peer
 from fastjob._core.wire import Channel, pair
 from fastjob._pool.pool import pool
-from fastjob.backends import processes
+from fastjob.backends import process_engine
 
 QUIET = 0.02  # a relay that has heard nothing for so long ends the stream
 
@@ -98,8 +98,8 @@ class RelayedPool:
 def run_damaged(damage):
     relayed = RelayedPool(damage)
     call = Call(1, batch_size=5, ahead=2, options={})
-    with mock.patch.object(processes, "pool", relayed):
-        engine = processes.ProcessEngine(call)
+    with mock.patch.object(process_engine, "pool", relayed):
+        engine = process_engine.ProcessEngine(call)
         try:
             return engine.run(iter([(abs, (-i,), {}) for i in range(20)]))
         finally:

@@ -24,15 +24,15 @@ from _thread import allocate_lock, get_ident
 from _weakref import ref
 
 from fastjob._core.forks import register_at_fork
-from fastjob._core.peer import Peer
 from fastjob._core.wire import pair
 from fastjob._pool.starter import Starter, start_method
-from fastjob._pool.state import pickled_initializer
 from fastjob.errors import NurseryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from fastjob._core.peer import Peer
 
 #: Seconds that the interpreter's exit waits for the workers to be gone.
 EXIT_PATIENCE = 2.0
@@ -68,7 +68,11 @@ class Pool:
         They are appended one by one, so that an interruption loses none. Where the
         system has no descriptors left for so many, there can be fewer, but not none.
         """
-        made_for = pickled_initializer(options)
+        made_for = b""
+        if options.get("initializer") is not None:
+            from fastjob._pool.state import pickled_initializer
+
+            made_for = pickled_initializer(options)
         with self._lock:
             self._freeze_at_exit()
             nursery = self._living()
@@ -100,6 +104,12 @@ class Pool:
                             f"No worker process can be started: {error.strerror}."
                         ) from error
                     break
+
+    def prepare(self) -> None:
+        """Start what starts workers, if nothing does: a call is about to need some."""
+        with self._lock:
+            self._freeze_at_exit()
+            self._living()
 
     def _living(self) -> Starter:
         """The nursery to ask for workers; a new one if there is none or it has died."""
@@ -150,6 +160,8 @@ class Pool:
 
     def _fork(self, nursery: Starter, profile: object) -> Peer:
         """Ask for a new worker; it can be written to at once."""
+        from fastjob._core.peer import Peer
+
         slot = nursery.free_slot()
         ours, theirs = pair()
         peer = Peer(ours, nursery.page, slot, profile)

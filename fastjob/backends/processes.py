@@ -1,68 +1,25 @@
-"""The default backend: worker processes, forked in milliseconds and kept warm."""
+"""The default backend: worker processes, forked in milliseconds and kept warm.
+
+A first call has two interpreters to wait for: the nursery, and this one's own engine,
+which is imported by then and not before.  They get ready at the same time.
+"""
 
 from __future__ import annotations
 
-from sys import modules
-
-from fastjob._core.arrays import Sharer
-from fastjob._core.capture import Capture
-from fastjob._core.dispatch import Dispatcher
-from fastjob._pool import state
-from fastjob._pool.memory import store_for, tidy
 from fastjob._pool.pool import pool
-from fastjob._pool.pump import Pump
 from fastjob._pool.starter import why_none
 from fastjob.backends.base import ParallelBackendBase, count_workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, ClassVar
+    from typing import ClassVar
 
     from fastjob._core.call import Call
-    from fastjob._core.results import ResultStream
-    from fastjob._core.wake import Wake
+    from fastjob.backends.process_engine import ProcessEngine
 
 __all__ = ["LokyBackend", "ProcessBackend"]
 
-
-class ProcessEngine:
-    """Runs one call over worker processes."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-
-    def _dispatcher(self) -> Dispatcher:
-        call = self.call
-        sharer = Sharer(store_for(call.temp_folder), call.max_nbytes)
-        sharing = modules.get("fastjob.sharing")
-        explicit, live = (None, None) if sharing is None else sharing.current()
-        capture = Capture(sharer, explicit)
-        return Dispatcher(call, pool, capture, state.capture(call), live)
-
-    def run(self, tasks: Iterator[Any]) -> list[Any]:
-        """Run all tasks; the results in task order."""
-        dispatcher = self._dispatcher()
-        try:
-            return dispatcher.run(tasks)
-        finally:
-            tidy()
-
-    def stream(self, tasks: Iterator[Any]) -> Iterator[Any]:
-        """Start the tasks; an iterator over the results."""
-        return Pump(self.call.ordered).start(self.feeder(tasks))
-
-    def feeder(self, tasks: Iterator[Any]) -> Callable[[ResultStream, Wake], None]:
-        """What runs all tasks into a stream, in the state that holds now."""
-        dispatcher = self._dispatcher()
-
-        def feed(results: ResultStream, wake: Wake) -> None:
-            try:
-                dispatcher.run_into(tasks, results, wake)
-            finally:
-                tidy()
-
-        return feed
+_engine: type[ProcessEngine] | None = None
 
 
 class ProcessBackend(ParallelBackendBase):
@@ -113,7 +70,13 @@ class ProcessBackend(ParallelBackendBase):
 
     def open_call(self, call: Call) -> ProcessEngine:
         """Return an engine for one call."""
-        return ProcessEngine(call)
+        global _engine
+        if _engine is None:
+            pool.prepare()
+            from fastjob.backends.process_engine import ProcessEngine
+
+            _engine = ProcessEngine
+        return _engine(call)
 
 
 LokyBackend = ProcessBackend
