@@ -27,6 +27,6 @@ def shutdown() -> None:
     threads = sys.modules.get("fastjob._core.warm_threads")
     if threads is not None:
         threads.end_idle_threads()
-    lending = sys.modules.get("fastjob._core.lending")
-    if lending is not None:
-        lending.settle_forks()
+    inheriting = sys.modules.get("fastjob._core.inheriting")
+    if inheriting is not None:
+        inheriting.settle_forks()

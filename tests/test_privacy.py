@@ -199,7 +199,6 @@ UNPICKLES = {
     "backends/cluster.py": "what dask or ray has brought",
     "backends/cluster_calls.py": "the same, in their workers",
     "backends/followed.py": "the pipes of multiprocessing, inherited",
-    "backends/followed.py": "the pipes of multiprocessing, inherited",
     "backends/mapped.py": "the pipes of multiprocessing, inherited",
     "backends/multiprocessing.py": "the pipes of multiprocessing, inherited",
     "backends/returned.py": "the pipes of multiprocessing, inherited",

@@ -11,7 +11,7 @@ import threading
 import pytest
 from peer import Peer
 
-from fastjob._core import lending, segments
+from fastjob._core import inheriting, segments
 from fastjob._core.segments import Store
 
 MB = 1 << 20
@@ -403,8 +403,8 @@ def test_a_forked_child_of_the_owner_changes_nothing_for_it(store, peer):
 def test_a_fork_that_fails_delays_nothing(store, peer):
     view = peer.fetch(MB, 7)
     before = os.listdir("/proc/self/fd")
-    lending.before_fork()
-    lending.after_fork_in_parent()  # which is what `os.fork` calls when it fails
+    inheriting.before_fork()
+    inheriting.after_fork_in_parent()  # which is what `os.fork` calls when it fails
     del view
     store.collect()
     assert peer("counts")["live"] == 0

@@ -50,8 +50,9 @@ from cpython.buffer cimport (
 )
 
 from fastjob._core.copies cimport Copies
-from fastjob._core.lending cimport Link, View
+from fastjob._core.lending cimport Link
 from fastjob._core.segments cimport Block, Store, part_of
+from fastjob._core.views cimport View
 
 import copyreg
 import io

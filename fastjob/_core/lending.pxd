@@ -1,33 +1,8 @@
-# Who reads which block: the tables in which receivers mark what they have dropped.
+# Who reads which block: lending between two processes, and taking back.
 
-from fastjob._core.regions cimport Region
 from fastjob._core.segments cimport Block
-
-cdef enum:
-    TABLE_HEADER = 4096
-    TABLE_SLOTS = 16777216
-    MAX_REGIONS = 2048
-
-# The states of a slot, one byte each; who writes them, and what they mean:
-# RETURNED: the receiver's deallocator (and how the memory starts); the owner may take
-#     the loan back.
-# LENT: the owner, when it lends; in flight, or viewed by the receiver alone.
-# INHERITED: the receiver, before it forks; its children may have views too.
-# INHERITED_DROPPED: the receiver's deallocator; only its children may have views.
-# FREE: the owner, taking the loan back; nobody has a view or a token.
-cdef enum Slot:
-    RETURNED = 0
-    LENT = 1
-    INHERITED = 2
-    INHERITED_DROPPED = 3
-    FREE = 255
-
-
-# Shared: the head of a table.
-cdef struct TableHead:
-    unsigned long long high  # slots in use so far; written by the owner, only grows
-    unsigned char owned[MAX_REGIONS]  # 1: a region of the owner itself; written before
-    # the region is sent
+from fastjob._core.tables cimport Table
+from fastjob._core.views cimport View
 
 
 # On the wire, in native byte order: sender and receiver are one machine.
@@ -36,34 +11,6 @@ cdef struct Token:
     unsigned long long nbytes
     unsigned int region        # counted from 0 in the order sent over this link
     unsigned int slot
-
-
-cdef class Table:
-    cdef int fd
-    cdef int epoch
-    cdef TableHead *head
-    cdef unsigned char *slots
-
-    cdef int map(self, int fd) except -1
-    cdef void release(self, unsigned int slot) noexcept nogil
-    cdef void pin(self) noexcept nogil
-    cdef void unpin(self) noexcept nogil
-
-
-cdef class View:
-    cdef readonly Region region
-    cdef readonly size_t offset
-    cdef readonly size_t nbytes
-    cdef readonly str mode
-    cdef bint writable
-    cdef char *address
-    cdef void *private      # own copy-on-write mapping, or NULL
-    cdef size_t private_size
-    cdef bint counted       # in the region's holders
-    cdef Table table
-    cdef unsigned int slot
-
-    cdef int map_private(self) except -1
 
 
 cdef class Link:

@@ -1,20 +1,10 @@
 from collections.abc import Iterable
 from typing import Literal, final
 
-from typing_extensions import Buffer
-
-from fastjob._core.regions import Region
 from fastjob._core.segments import Block
+from fastjob._core.views import View
 
 _Mode = Literal["r", "r+", "w+", "c"]
-
-@final
-class View(Buffer):
-    region: Region
-    offset: int
-    nbytes: int
-    mode: Literal["r", "r+", "c"]
-    def __len__(self) -> int: ...
 
 @final
 class Link:
@@ -26,8 +16,3 @@ class Link:
     def open(self, tokens: bytes, mode: _Mode) -> list[View]: ...
     def discard(self, tokens: bytes) -> None: ...
     def close(self) -> None: ...
-
-def before_fork() -> None: ...
-def after_fork_in_parent() -> None: ...
-def forget() -> None: ...
-def settle_forks() -> None: ...

@@ -6,13 +6,10 @@ have yet.  Its receiver side *opens* a token and gets a `View`, an object with t
 buffer protocol on memory that was mapped once for the whole region.
 
 How the owner learns that a view is gone, without a message: each direction of a link
-has a *table* in shared memory with one byte, a slot, for each loan.  The owner sets
-it to LENT; the last act of the view's deallocator is to set it to RETURNED.  That is
-one atomic operation on a byte: safe in any thread, in a finalizer, and while the
-interpreter shuts down.  The owner looks when it needs memory and at
-`Store.collect`: it searches the table for returned slots (memchr: 100,000 live loans
-take some microseconds), marks them FREE and drops its reference to the block.  A
-block whose last reference goes is reused by its store.
+has a *table* in shared memory with one byte for each loan (see ``tables``).  The owner
+looks when it needs memory and at `Store.collect`: it searches the table for returned
+slots (memchr: 100,000 live loans take some microseconds), marks them FREE and drops its
+reference to the block.  A block whose last reference goes is reused by its store.
 
 Guarantee: a block is never reused, and its memory never given back, while any process
 can read it through a view.  A loan holds a reference to its `Block`; so it has to be
@@ -43,16 +40,8 @@ one.  A loan is one token, a token is opened at most once.
    descriptor it received.  The loan holds the view, so the first owner's slot stays
    LENT until the last process in the chain has dropped it.  A region that is passed on
    is not marked `owned`: whoever receives it never gives its memory back.
-7. *The receiver forks.*  The child holds the same views without the owner knowing.
-   (a) Before the fork all slots that are LENT become INHERITED; (b) a view opened
-   between that and the fork itself is INHERITED from the start; (c) a deallocator
-   turns INHERITED into INHERITED_DROPPED, which the owner does not take for RETURNED;
-   (d) the child and all its descendants hold the write end of a pipe: when its read
-   end hangs up, none of them is left, and with no such pipe left INHERITED becomes
-   LENT and INHERITED_DROPPED becomes RETURNED.  In (c) and (d) each change is a
-   compare-and-swap, so a deallocator that runs meanwhile is not lost.  The child's
-   own deallocators see that the epoch has changed and touch nothing.  A slot that is
-   inherited when its process dies is never taken back: a descendant may live.
+7. *The receiver forks.*  Its views are the child's as well: see ``inheriting``.  No
+   slot of them comes back before the child and its descendants have ended.
 8. *The owner forks.*  The child's copies of links, stores and blocks are of an older
    epoch and touch neither tables nor memory.  It has no views of these blocks.
 
@@ -62,168 +51,51 @@ its loans may be taken back by any thread.
 """
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr
 
+from fastjob._core.inheriting cimport has_heirs, is_forking, settle
 from fastjob._core.regions cimport (
     GRANULE,
     GRANULE_BITS,
-    PAGE,
     Holders,
     Region,
     current_epoch,
-    enter_child,
-    fallback_folders,
     lock,
-    open_file,
     unlock,
 )
 from fastjob._core.segments cimport Block, set_reclaim
 from fastjob._core.shm cimport (
-    ENOSPC,
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    POLLHUP,
-    PROT_READ,
-    PROT_WRITE,
-    close as close_fd,
-    errno,
-    mmap,
-    munmap,
-    poll,
-    pollfd,
-    pwrite,
     shm_add,
     shm_count,
     shm_load,
-    shm_load64,
     shm_store,
     shm_store64,
     shm_swap,
 )
+from fastjob._core.tables cimport (
+    FREE,
+    INHERITED,
+    INHERITED_DROPPED,
+    LENT,
+    MAX_REGIONS,
+    RETURNED,
+    TABLE_SLOTS,
+    Table,
+    new_table,
+)
+from fastjob._core.views cimport View
 
 import os
 
 from fastjob._core.forks import register_at_fork
-from _thread import get_ident
 
 cdef enum:
-    TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS
     DROP_AT_ONCE = 256
 
-cdef char no_slots[PAGE]
-
-# All guarded by the mutex.
-cdef void *first_link = NULL       # the open links of this process
-cdef unsigned int forking = 0      # forks between their hooks
-cdef unsigned int generations = 0  # forks some descendants of which are alive
-cdef bint inherited = False        # some slots may be INHERITED or INHERITED_DROPPED
-
-# Read ends of the pipes that the descendants of a fork hold.
-cdef list inheritors = []
-# By thread: the two ends of the pipe of the fork it is at.
-cdef dict pipes = {}
-
-
-@cython.final
-@cython.no_gc
-cdef class Table:
-    """The slots of one direction of a link, mapped; its end of the descriptor."""
-
-    def __cinit__(self):
-        self.fd = -1
-
-    def __dealloc__(self):
-        if self.head != NULL:
-            munmap(self.head, TABLE_BYTES)
-        if self.fd >= 0:
-            close_fd(self.fd)
-
-    cdef int map(self, int fd) except -1:
-        """Map the file and own ``fd``, whatever happens."""
-        self.fd = fd
-        cdef void *address = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE,
-                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
-        if address == MAP_FAILED:
-            raise OSError(errno, f"cannot map a table: {os.strerror(errno)}")
-        self.head = <TableHead *>address
-        self.slots = <unsigned char *>address + TABLE_HEADER
-        self.epoch = current_epoch()
-        return 0
-
-    cdef void release(self, unsigned int slot) noexcept nogil:
-        """Say that this process no longer reads through ``slot``; the receiver."""
-        cdef unsigned char *state = self.slots + slot
-        while not (shm_swap(state, LENT, RETURNED)
-                   or shm_swap(state, INHERITED, INHERITED_DROPPED)):
-            pass
-
-    cdef void pin(self) noexcept nogil:
-        """Make all that is lent inherited; the receiver, under the mutex."""
-        cdef size_t slot
-        for slot in range(shm_load64(&self.head.high)):
-            shm_swap(self.slots + slot, LENT, INHERITED)
-
-    cdef void unpin(self) noexcept nogil:
-        """Undo `pin`, since no descendant lives; the receiver, under the mutex."""
-        cdef size_t slot
-        for slot in range(shm_load64(&self.head.high)):
-            if not shm_swap(self.slots + slot, INHERITED, LENT):
-                shm_swap(self.slots + slot, INHERITED_DROPPED, RETURNED)
-
-
-@cython.final
-@cython.no_gc
-cdef class View:
-    """A peer's buffer, kept from being reused for as long as this object lives.
-
-    Attributes
-    ----------
-    mode : str
-        ``'r'``: read-only; ``'r+'``: writable, shared; ``'c'``: writable, private.
-    nbytes : int
-    """
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.address, self.nbytes, not self.writable,
-                          flags)
-
-    def __len__(self):
-        return self.nbytes
-
-    def __dealloc__(self):
-        cdef Holders *holders
-        if self.private != NULL:
-            munmap(self.private, self.private_size)
-        if self.table is None or self.table.epoch != current_epoch():
-            return
-        if self.counted:
-            holders = self.region.holders + (self.offset >> GRANULE_BITS)
-            if (shm_add(&holders.views, -1) == 0 and shm_load(&self.region.orphaned)
-                    and not shm_count(&generations)):
-                self.region.remove(self.offset,
-                                   <size_t>holders.granules << GRANULE_BITS)
-        self.table.release(self.slot)
-
-    cdef int map_private(self) except -1:
-        """Point at a copy-on-write mapping of the buffer instead of the shared one."""
-        cdef size_t start = self.offset & ~<size_t>(GRANULE - 1)
-        cdef size_t size = self.offset + max(self.nbytes, <size_t>1) - start
-        if self.region.fd < 0:
-            raise ValueError("mode 'c' needs a link that keeps descriptors")
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_NORESERVE, self.region.fd, start)
-        if address == MAP_FAILED:
-            raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
-        self.private = address
-        self.private_size = size
-        self.address = <char *>address + (self.offset - start)
-        return 0
+cdef void *first_link = NULL  # the open links of this process; guarded by the mutex
 
 
 @cython.final
@@ -317,7 +189,6 @@ cdef class Link:
 
     cdef unsigned int number_of(self, Block block) except? 0xFFFFFFFF:
         """The number of the block's region on this link."""
-        cdef Table table
         cdef Region region = block.region
         number = self.numbers.get(region)
         if number is not None:
@@ -325,10 +196,8 @@ cdef class Link:
         if region.fd < 0:
             raise ValueError("a view cannot be passed on without its descriptor")
         if self.lent is None:
-            table = Table.__new__(Table)
-            table.map(open_table())
-            self.unsent.append(table.fd)
-            self.lent = table
+            self.lent = new_table()
+            self.unsent.append(self.lent.fd)
         if len(self.numbers) == MAX_REGIONS:
             raise OverflowError("too many regions on one link")
         number = len(self.numbers)
@@ -350,10 +219,9 @@ cdef class Link:
         elif slot == TABLE_SLOTS:
             error = 1
         else:
-            if slot % PAGE == 0 and pwrite(self.lent.fd, no_slots, PAGE,
-                                           TABLE_HEADER + slot) != PAGE:
-                error = 2  # reserve before touching, as for blocks
-                saved = errno
+            saved = self.lent.reserve(slot)
+            if saved:
+                error = 2
             elif slot == self.loans_size:
                 size = max(<size_t>64, self.loans_size * 2)
                 grown = realloc(self.loans, size * sizeof(void *))
@@ -435,6 +303,7 @@ cdef class Link:
                 if self.borrowed is None:
                     table = Table.__new__(Table)
                     table.map(fd)
+                    table.enlist()
                     self.borrowed = table
                     continue
                 region = Region.__new__(Region)
@@ -503,7 +372,7 @@ cdef class Link:
             shm_add(&holders.views, 1)
             view.counted = True
         view.table = self.borrowed
-        if shm_count(&forking):
+        if is_forking():
             # A child that is being forked gets this view too.
             shm_swap(self.borrowed.slots + token.slot, LENT, INHERITED)
         if mode == "c":
@@ -546,7 +415,7 @@ cdef class Link:
         for region in self.regions:
             if region.holders != NULL:
                 shm_store(&region.orphaned, 1)
-                if not shm_count(&generations):
+                if not has_heirs():
                     remove_unread(region)
         self.regions.clear()
         self.borrowed = None
@@ -575,40 +444,12 @@ cdef void remove_unread(Region region) noexcept nogil:
         region.remove(start << GRANULE_BITS, (end - start) << GRANULE_BITS)
 
 
-cdef int open_table() except -1:
-    """A file for a table, with its head reserved, in the first place that has room.
-
-    /dev/shm comes last: in a container it is small, and what room it has is for blocks.
-    """
-    try:
-        return open_table_in(None)
-    except OSError as error:
-        failed = error
-    for folder in reversed(fallback_folders()):
-        try:
-            return open_table_in(folder)
-        except OSError as error:
-            failed = error
-    raise OSError(failed.errno, f"cannot make a table: {failed.strerror}") from failed
-
-
-cdef int open_table_in(str place) except -1:
-    cdef int fd = open_file(place, TABLE_BYTES)
-    cdef Py_ssize_t written = pwrite(fd, no_slots, TABLE_HEADER, 0)
-    if written != TABLE_HEADER:
-        error = ENOSPC if written >= 0 else errno
-        os.close(fd)
-        raise OSError(error, os.strerror(error))
-    return fd
-
-
 cdef int reclaim_all() except -1:
     """Take back every loan of this process that has been returned."""
     cdef void *dropped[DROP_AT_ONCE]
     cdef size_t count = DROP_AT_ONCE, i
     cdef void *link
-    if inherited:
-        settle_inheritance()
+    settle()
     while count == DROP_AT_ONCE:
         count = 0
         with nogil:
@@ -623,101 +464,11 @@ cdef int reclaim_all() except -1:
     return 0
 
 
-cdef int settle_inheritance() except -1:
-    """Forget the forks whose descendants have all ended."""
-    global generations, inherited
-    cdef pollfd hangup
-    cdef void *link
-    for fd in list(inheritors):
-        hangup.fd = fd
-        hangup.events = 0
-        hangup.revents = 0
-        if poll(&hangup, 1, 0) == 1 and hangup.revents & POLLHUP:
-            try:
-                inheritors.remove(fd)
-            except ValueError:
-                continue  # another thread was first
-            os.close(fd)
-            lock()
-            generations -= 1
-            unlock()
-    lock()
-    if forking == 0 and generations == 0:
-        inherited = False
-        link = first_link
-        while link != NULL:
-            if (<Link>link).borrowed is not None:
-                (<Link>link).borrowed.unpin()
-            link = (<Link>link).next
-    unlock()
-    return 0
-
-
-def settle_forks():
-    """Release the descriptors that wait for forks whose descendants have ended."""
-    if inherited:
-        settle_inheritance()
-
-
-def before_fork():
-    """Mark what is lent to this process as inherited by the child to come."""
-    global forking, inherited
-    cdef void *link
-    if first_link == NULL:
-        return
-    # Or a program that forks again and again would run out of descriptors.
-    settle_forks()
-    try:
-        pipes[get_ident()] = os.pipe()
-    except OSError:
-        # Without a descriptor there is no telling when the child ends: never, then.
-        pipes[get_ident()] = None
-    lock()
-    shm_add(&forking, 1)
-    inherited = True
-    link = first_link
-    while link != NULL:
-        if (<Link>link).borrowed is not None:
-            (<Link>link).borrowed.pin()
-        link = (<Link>link).next
-    unlock()
-
-
-def after_fork_in_parent():
-    """Remember the child until it and its descendants have ended."""
-    if get_ident() not in pipes:
-        return
-    ends = pipes.pop(get_ident())
-    lock()
-    shm_add(&generations, 1)
-    shm_add(&forking, -1)
-    unlock()
-    if ends is not None:
-        os.close(ends[1])
-        inheritors.append(ends[0])
-
-
-def forget():
-    """Disown all shared memory, in a forked child; runs by itself after `os.fork`.
-
-    Views stay readable.  The write end of this fork's pipe stays open for as long as
-    this process lives: it is what tells the parent that it does.
-    """
-    global first_link, forking, generations, inherited
-    enter_child()
+def forget_links():
+    """Disown all links, in a forked child; runs by itself after `os.fork`."""
+    global first_link
     first_link = NULL
-    forking = 0
-    generations = 0
-    inherited = False
-    ends = pipes.pop(get_ident(), None)
-    pipes.clear()
-    if ends is not None:
-        os.close(ends[0])
-    for fd in inheritors:
-        os.close(fd)
-    inheritors.clear()
 
 
 set_reclaim(reclaim_all)
-register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,
-                 after_in_child=forget)
+register_at_fork(after_in_child=forget_links)

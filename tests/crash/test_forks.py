@@ -9,7 +9,7 @@ import pytest
 from gates import Bell, Gate
 from scripts import run
 
-from fastjob import Parallel, delayed
+from fastjob import Parallel, delayed, shutdown
 from fastjob._pool.pool import pool
 
 
@@ -113,7 +113,7 @@ def test_a_fork_while_another_thread_is_in_a_call():
 def test_a_child_that_lives_on_does_not_keep_the_callers_workers_alive():
     source = """
 import os, signal
-from fastjob import Parallel, delayed
+from fastjob import Parallel, delayed, shutdown
 assert Parallel(2)(delayed(abs)(-i) for i in range(4)) == [0, 1, 2, 3]
 from fastjob._pool.pool import pool
 nursery = pool._nursery._pids[0]
@@ -130,3 +130,19 @@ if os.fork() == 0:
 os._exit(0)
 """
     assert run(source) == ("ended\n", "", 0)
+
+
+def test_a_child_keeps_results_that_its_parent_drops_after_their_workers_have_ended():
+    np = pytest.importorskip("numpy")
+    results = processes(batch_size=1)(delayed(np.full)(10**6, 7.0) for _ in range(3))
+    shutdown()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)  # until the parent has dropped them
+        os._exit(not all((array == 7).all() for array in results))
+    del results
+    os.close(read)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0

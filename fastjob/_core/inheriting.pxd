@@ -1,0 +1,10 @@
+# Views that forked children of this process have too.
+
+# Count a fork that is going on: views that are opened now may be inherited.
+cdef bint is_forking() noexcept nogil
+
+# Whether some child may read through views that are gone here.
+cdef bint has_heirs() noexcept nogil
+
+# Release what was inherited by children that have ended.
+cdef int settle() except -1

@@ -1,0 +1,56 @@
+# The tables in which receivers mark what they have dropped.
+
+cdef enum:
+    TABLE_HEADER = 4096
+    TABLE_SLOTS = 16777216
+    MAX_REGIONS = 2048
+
+# The states of a slot, one byte each; who writes them, and what they mean:
+# RETURNED: the receiver's deallocator (and how the memory starts); the owner may take
+#     the loan back.
+# LENT: the owner, when it lends; in flight, or viewed by the receiver alone.
+# INHERITED: the receiver, before it forks; its children may have views too.
+# INHERITED_DROPPED: the receiver's deallocator; only its children may have views.
+# FREE: the owner, taking the loan back; nobody has a view or a token.
+cdef enum Slot:
+    RETURNED = 0
+    LENT = 1
+    INHERITED = 2
+    INHERITED_DROPPED = 3
+    FREE = 255
+
+
+# Shared: the head of a table.
+cdef struct TableHead:
+    unsigned long long high  # slots in use so far; written by the owner, only grows
+    unsigned char owned[MAX_REGIONS]  # 1: a region of the owner itself; written before
+    # the region is sent
+
+
+cdef class Table:
+    cdef int fd
+    cdef int epoch
+    cdef TableHead *head
+    cdef unsigned char *slots
+    # the list of this process's borrowed tables, guarded by the mutex
+    cdef void *next
+    cdef void *previous
+    cdef bint listed
+
+    cdef int map(self, int fd) except -1
+    cdef int reserve(self, unsigned long long slot) noexcept nogil
+    cdef void enlist(self) noexcept nogil
+    cdef void unlist(self) noexcept nogil
+    cdef void release(self, unsigned int slot) noexcept nogil
+    cdef void pin(self) noexcept nogil
+    cdef void unpin(self) noexcept nogil
+
+
+# A table for what this process lends, with its head reserved.
+cdef Table new_table()
+
+# All tables of loans to this process that it has mapped; under the mutex.
+cdef bint any_borrowed() noexcept nogil
+cdef void pin_all() noexcept nogil
+cdef void unpin_all() noexcept nogil
+cdef void forget_borrowed() noexcept nogil

@@ -1,0 +1,184 @@
+"""Tables in shared memory with one byte, a slot, for each loan from process to process.
+
+There is one for each direction of a link. The owner sets a slot to LENT; the last act
+of the deallocator of the receiver's view is to set it to RETURNED.  Each change is one
+atomic operation on a byte: safe in any thread, in a finalizer, and while the
+interpreter shuts down.  What the states mean, and who may change them, is in
+``tables.pxd``; why no block is reused too early, in ``lending``.
+
+A receiver's table lives as long as there are views that it has a slot for, even if the
+link has been closed since.  All of them are in one list, since a fork concerns every
+view that there is (see ``inheriting``).  It is guarded by the mutex of ``regions``.
+
+The file of a table is sparse.  A page is reserved by writing before it is touched, as
+for blocks: no SIGBUS.
+"""
+
+cimport cython
+
+from fastjob._core.regions cimport (
+    PAGE,
+    current_epoch,
+    fallback_folders,
+    lock,
+    open_file,
+    unlock,
+)
+from fastjob._core.shm cimport (
+    ENOSPC,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_SHARED,
+    PROT_READ,
+    PROT_WRITE,
+    close as close_fd,
+    errno,
+    mmap,
+    munmap,
+    pwrite,
+    shm_load64,
+    shm_swap,
+)
+
+import os
+
+cdef enum:
+    TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS
+
+cdef char no_slots[PAGE]
+
+cdef void *first = NULL  # of the borrowed tables; guarded by the mutex
+
+
+@cython.final
+@cython.no_gc
+cdef class Table:
+    """The slots of one direction of a link, mapped; its end of the descriptor."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.listed and self.epoch == current_epoch():
+            self.unlist()
+        if self.head != NULL:
+            munmap(self.head, TABLE_BYTES)
+        if self.fd >= 0:
+            close_fd(self.fd)
+
+    cdef int map(self, int fd) except -1:
+        """Map the file and own ``fd``, whatever happens."""
+        self.fd = fd
+        cdef void *address = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE,
+                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
+        if address == MAP_FAILED:
+            raise OSError(errno, f"cannot map a table: {os.strerror(errno)}")
+        self.head = <TableHead *>address
+        self.slots = <unsigned char *>address + TABLE_HEADER
+        self.epoch = current_epoch()
+        return 0
+
+    cdef int reserve(self, unsigned long long slot) noexcept nogil:
+        """See that the file has room for the next slot; 0 or an errno.  The owner."""
+        cdef Py_ssize_t written
+        if slot % PAGE:
+            return 0
+        written = pwrite(self.fd, no_slots, PAGE, TABLE_HEADER + slot)
+        if written == PAGE:
+            return 0
+        return ENOSPC if written >= 0 else errno
+
+    cdef void enlist(self) noexcept nogil:
+        """Enter the list of borrowed tables; the receiver."""
+        global first
+        lock()
+        self.next = first
+        if self.next != NULL:
+            (<Table>self.next).previous = <void *>self
+        first = <void *>self
+        self.listed = True
+        unlock()
+
+    cdef void unlist(self) noexcept nogil:
+        global first
+        lock()
+        if self.previous != NULL:
+            (<Table>self.previous).next = self.next
+        else:
+            first = self.next
+        if self.next != NULL:
+            (<Table>self.next).previous = self.previous
+        unlock()
+
+    cdef void release(self, unsigned int slot) noexcept nogil:
+        """Say that this process no longer reads through ``slot``; the receiver."""
+        cdef unsigned char *state = self.slots + slot
+        while not (shm_swap(state, LENT, RETURNED)
+                   or shm_swap(state, INHERITED, INHERITED_DROPPED)):
+            pass
+
+    cdef void pin(self) noexcept nogil:
+        """Make all that is lent inherited; the receiver, under the mutex."""
+        cdef size_t slot
+        for slot in range(shm_load64(&self.head.high)):
+            shm_swap(self.slots + slot, LENT, INHERITED)
+
+    cdef void unpin(self) noexcept nogil:
+        """Undo `pin`, since no descendant lives; the receiver, under the mutex."""
+        cdef size_t slot
+        for slot in range(shm_load64(&self.head.high)):
+            if not shm_swap(self.slots + slot, INHERITED, LENT):
+                shm_swap(self.slots + slot, INHERITED_DROPPED, RETURNED)
+
+
+cdef bint any_borrowed() noexcept nogil:
+    return first != NULL
+
+
+cdef void pin_all() noexcept nogil:
+    cdef void *table = first
+    while table != NULL:
+        (<Table>table).pin()
+        table = (<Table>table).next
+
+
+cdef void unpin_all() noexcept nogil:
+    cdef void *table = first
+    while table != NULL:
+        (<Table>table).unpin()
+        table = (<Table>table).next
+
+
+cdef void forget_borrowed() noexcept nogil:
+    """Forget the tables that were the parent's, in a forked child."""
+    global first
+    first = NULL
+
+
+cdef Table new_table():
+    """Make a table in the first place that has room for its head.
+
+    /dev/shm comes last: in a container it is small, and what room it has is for blocks.
+    """
+    try:
+        return table_in(None)
+    except OSError as error:
+        failed = error
+    for folder in reversed(fallback_folders()):
+        try:
+            return table_in(folder)
+        except OSError as error:
+            failed = error
+    raise OSError(failed.errno, f"cannot make a table: {failed.strerror}") from failed
+
+
+cdef Table table_in(str place):
+    cdef Table table = Table.__new__(Table)
+    cdef int fd = open_file(place, TABLE_BYTES)
+    cdef Py_ssize_t written = pwrite(fd, no_slots, TABLE_HEADER, 0)
+    if written != TABLE_HEADER:
+        error = ENOSPC if written >= 0 else errno
+        os.close(fd)
+        raise OSError(error, os.strerror(error))
+    table.map(fd)
+    return table
