@@ -157,6 +157,22 @@ def test_a_batch_is_small(monkeypatch):
     own.close()
 
 
+def fork(array):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_memory_that_a_child_of_a_task_can_read_is_not_used_again():
+    with pool() as parallel:
+        parallel(delayed(fork)(np.zeros(N)) for _ in range(2))
+        store = lender(parallel).store
+        store.collect()
+        assert store.live_blocks == 2
+
+
 def test_where_descriptors_cannot_be_opened_arrays_are_pickled(monkeypatch):
     monkeypatch.setattr(mapped, "reachable", lambda: False)
     array = np.arange(N, dtype=float)

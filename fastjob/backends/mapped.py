@@ -8,8 +8,8 @@ Nothing has a name that outlives the caller.
 Guarantee: a block is used for something else only if no worker can read it any more.
 A batch's blocks stay with the `Lender` until the batch has come back, without a failed
 task, and its worker has said that all mappings made for it are gone.  In every other
-case (a task keeps its argument, a batch that is lost, failed tasks that will be run
-again from the same blocks) they stay until the pool has ended.
+case (a task keeps its argument, or forks; a batch that is lost; failed tasks that will
+be run again from the same blocks) they stay until the pool has ended.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import weakref
 
 from fastjob._core.arrays import Sharer, encode
+from fastjob._core.forks import register_at_fork
 from fastjob._core.segments import Store
 from fastjob._pool.memory import folder_of
 
@@ -59,6 +60,22 @@ class Mapping(mmap.mmap):
     """
 
     mode: str
+
+
+_forks = 0
+
+
+def forks() -> int:
+    """Count the forks of this process so far: a child has all mappings, too."""
+    return _forks
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+register_at_fork(after_in_parent=_count_fork)
 
 
 class Arguments:

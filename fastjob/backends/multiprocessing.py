@@ -35,7 +35,7 @@ from fastjob.backends.base import (
     count_workers,
 )
 from fastjob.backends.batch import GuardedCalls
-from fastjob.backends.mapped import Arguments, Lender, lends
+from fastjob.backends.mapped import Arguments, Lender, forks, lends
 from fastjob.backends.returned import Receiver, begin, lending, receives
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
@@ -118,8 +118,10 @@ class PickledCalls(GuardedCalls):
         its memory is free again, and the key of this worker's lending."""
         self.mapped: list[Any] = []
         self.lending = lending(*self.returning)
+        before = forks()
         (results, failures, span), said = followed.run(self.state, super().run)
-        kept = any(mapping() is not None for mapping in self.mapped)
+        alive = any(mapping() is not None for mapping in self.mapped)
+        kept = alive or forks() != before
         number = 0 if kept or failures else self.number
         if self.lending is None:
             return results, failures, span, said, number, b""
