@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -182,6 +183,26 @@ def test_the_way_to_the_caller_has_no_name_that_others_could_use():
         for end in (found.way, found.end):
             assert end.getsockname() == "" == end.getpeername()
             assert not end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def open_files():
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one for the list itself
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_has_its_own_end_alone_so_that_it_sees_the_caller_die(method):
+    with pool(context=method) as other, pool(context=method) as parallel:
+        ends = [
+            f"socket:[{os.fstat(end.fileno()).st_ino}]"
+            for p in (other, parallel)
+            for end in (receiver(p).end, receiver(p).way)
+        ]
+        for found in parallel(delayed(open_files)() for _ in range(2)):
+            assert ends[3] in found and not found & {ends[0], ends[2]}
 
 
 def outcome_of(function=make):

@@ -23,8 +23,9 @@ Guarantee: a batch that has come back can be opened, whatever has become of its 
    It is rare: only regions have descriptors, and their size doubles.
 
 Memory goes with the worker and the caller's arrays: a killed caller's workers find
-the end of the pool's pipes and end.  Where there is no room, or no way to the caller,
-the result is pickled as a whole.
+the end of the pool's pipes, or of this socket, and end; so no worker keeps a copy of
+the caller's end that it was forked with.  Where there is no room, or no way to the
+caller, the result is pickled as a whole.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import pickle
 import socket
 import struct
 import sys
+from weakref import WeakSet
 
 from fastjob._core.arrays import RESULT_MIN_NBYTES, Sharer, decode, encode
 from fastjob._core.lending import Link
@@ -126,6 +128,8 @@ class Lending:
         return sent
 
 
+# In the caller, and in what it forks.
+_receivers: WeakSet[Receiver] = WeakSet()
 # In a worker: the way to the caller, and what goes it.
 _way: socket.socket | None = None
 _lending: Lending | None = None
@@ -139,6 +143,8 @@ def begin(
     """Begin a worker; the initializer of the pool."""
     global _way
     _way = way
+    for receiver in _receivers:
+        receiver.end.close()
     if initializer is not None:
         initializer(*initargs)
 
@@ -172,6 +178,7 @@ class Receiver:
         self.links: dict[bytes, Link] = {}
         self.read: dict[bytes, int] = {}
         self.end, self.way = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _receivers.add(self)
 
     def load(self, key: bytes, results: list[Any]) -> list[Any]:
         """Return the results of a batch that has come back from a worker."""
