@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import page, paths, report, stats
 from benchmarks.rounds import REFERENCE
 
-#: The rows of the README: what most calls look like, one of a kind.
+#: The rows of the README: those that fastjob was made for.
 CHOSEN = (
     "tiny-processes",
     "closure-processes",
@@ -27,8 +27,12 @@ CHOSEN = (
     "call-processes",
     "call-threads",
     "dict-processes",
+    "spin-1ms",
+    "spin-0.1ms",
     "instant-then-slow",
+    "sleep-64",
     "cold-first-call",
+    "cold-first-numpy-call",
     "cold-import",
     "idle-memory",
     "array-shared",
@@ -104,7 +108,8 @@ def table(values: dict[str, Any], rows: Sequence[Row]) -> str:
     """Return one sentence on the run and a table of its rows, in Markdown.
 
     The columns are fastjob and the libraries that any of the rows was run with; each
-    cell is the median, with its ratio to fastjob.
+    cell is the median, with its ratio to fastjob; that of fastjob has the share of the
+    ideal time where there is one.
     """
     machine = values["machine"]
     present = {name for row in rows for name in row["sides"]}
@@ -114,8 +119,7 @@ def table(values: dict[str, Any], rows: Sequence[Row]) -> str:
     cpus = "1 core" if machine["cpus"] == 1 else f"{machine['cpus']} cores"
     lines = [["work", REFERENCE, *peers]]
     lines += [
-        [row["title"], _amount(row, REFERENCE), *(_cell(row, name) for name in peers)]
-        for row in rows
+        [row["title"], _own(row), *(_cell(row, name) for name in peers)] for row in rows
     ]
     return (
         f"Python {machine['python']}, {cpus}, {', '.join([*named, *_noisy(rows)])}; "
@@ -131,6 +135,14 @@ def _noisy(rows: Iterable[Row]) -> list[str]:
 def _amount(row: Row, name: str) -> str:
     side = row["sides"].get(name)
     return "" if side is None else report.amount(side["median"], row["unit"])
+
+
+def _own(row: Row) -> str:
+    amount = _amount(row, REFERENCE)
+    if not amount or row["ideal"] is None:
+        return amount
+    share = row["ideal"] / row["sides"][REFERENCE]["median"]
+    return f"{amount} ({share:.1%} of ideal)"
 
 
 def _cell(row: Row, name: str) -> str:

@@ -20,6 +20,7 @@ def make_row(name, **medians):
         "title": f"The row {name}",
         "unit": "s",
         "noise": 1.1,
+        "ideal": None,
         "sides": {side: {"median": value} for side, value in medians.items()},
         "ratios": {
             side: {"median": value / ours, "low": value / ours, "high": value / ours}
@@ -76,6 +77,12 @@ def test_the_table_says_when_and_on_what_and_the_ratios(values):
         "120 ms (x12)",
         "500 ms (x50)",
     ]
+
+
+def test_a_row_with_an_ideal_time_has_its_share(values):
+    values["rows"][0]["ideal"] = 1.95
+    lines = publish.table(values, values["rows"]).splitlines()
+    assert "| 2 s (97.5% of ideal) |" in lines[4]
 
 
 def test_a_noisy_run_is_said_to_be_one(values):
