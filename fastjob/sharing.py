@@ -106,6 +106,12 @@ class share(Generic[T]):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "what share() returns is no argument for tasks; pass the shared object "
+            "itself, which is its attribute `value`"
+        )
+
     def __del__(self) -> None:
         # A finalizer may run while this very thread holds the lock: it only notes.
         constant = getattr(self, "_constant", None)

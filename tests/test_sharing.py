@@ -121,3 +121,11 @@ def test_threads_and_loops_get_the_object_itself(backend):
 def test_what_cannot_be_pickled_is_refused_at_once():
     with pytest.raises(errors.TaskPicklingError, match="generator"):
         share(i for i in range(3))
+
+
+def test_what_share_returns_is_refused_as_an_argument_with_advice():
+    shared = share({"a": 1})
+    with pytest.raises(errors.TaskPicklingError, match="pass the shared object itself"):
+        Parallel(2, "processes")(delayed(len)(shared) for _ in range(2))
+    assert Parallel(2, "processes")([delayed(len)(shared.value)] * 2) == [1, 1]
+    shared.close()
