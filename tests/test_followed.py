@@ -90,11 +90,16 @@ def say(i):
     return i
 
 
+def said(caught):
+    """What was warned of, but for what Python 3.12 says of forks beside threads."""
+    return [str(w.message) for w in caught if w.category is not DeprecationWarning]
+
+
 def test_what_tasks_say_reaches_the_caller(method, records):
     LOG.setLevel(logging.INFO)
     with pytest.warns(UserWarning) as caught:
         assert pooled(method)(delayed(say)(i) for i in range(4)) == [0, 1, 2, 3]
-    assert sorted(str(w.message) for w in caught) == [f"warning {i}" for i in range(4)]
+    assert sorted(said(caught)) == [f"warning {i}" for i in range(4)]
     assert sorted(records) == [f"record {i}" for i in range(4)]
 
 
@@ -112,7 +117,7 @@ def test_what_tasks_say_can_be_left_to_them(method, records):
         pooled(method, forward_logs=False)(delayed(say)(i) for i in range(2))
         warnings.simplefilter("always")
         assert pooled(method, forward_logs=False)([delayed(muted)()] * 2) == [1, 1]
-    assert caught == []
+    assert said(caught) == []
     assert records == []
 
 
