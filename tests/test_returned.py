@@ -238,6 +238,19 @@ def test_where_there_is_no_room_the_result_is_pickled(own, monkeypatch):
     assert pickle.loads(outcome_of()).max() == 4
 
 
+def test_descriptors_that_could_not_be_sent_go_with_the_next_batch(own, monkeypatch):
+    def refuse(*args):
+        raise OSError(109, "Too many references: cannot splice")
+
+    with monkeypatch.context() as context:
+        context.setattr(socket, "send_fds", refuse)
+        with pytest.raises(OSError, match="Too many references"):
+            outcome_of()
+    lent = outcome_of()
+    (array,) = own.load(returned._lending.key, [lent])
+    assert array.max() == 4
+
+
 def closure_and_array(value):
     return lambda: value, make(value)
 

@@ -96,6 +96,7 @@ class Lending:
         self.store = store_for(folder, sharers)
         self.sharer = Sharer(self.store, RESULT_MIN_NBYTES, reuse=False)
         self.link = Link(keep_fds=False)
+        self.unsent: list[int] = []
 
     def dump(self, result: Any) -> bytes | Prepared:
         """Pickle a result, its large buffers apart."""
@@ -121,10 +122,11 @@ class Lending:
             Lent(r.data, self.link.lend(r.blocks)) if type(r) is Prepared else r
             for r in results
         ]
-        fds = self.link.take_fds()
-        while fds:
-            socket.send_fds(self.way, [self.key], fds[:MOST_FDS])
-            del fds[:MOST_FDS]
+        self.unsent += self.link.take_fds()
+        while self.unsent:
+            # If this fails so does the batch, and the next one sends them.
+            socket.send_fds(self.way, [self.key], self.unsent[:MOST_FDS])
+            del self.unsent[:MOST_FDS]
         return sent
 
 
