@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 import threading
+from types import ModuleType
 
 import pytest
 
@@ -40,6 +41,34 @@ class Loud:
 loud = Loud()
 
 
+class Property(ModuleType):
+    delayed = Loud.delayed
+
+
+class Override(ModuleType):
+    def __getattribute__(self, name):
+        return super().__getattribute__(name)
+
+
+class Named(ModuleType):
+    shown = property(str)
+
+
+class Meta(type):
+    pass
+
+
+def module(kind):
+    made = kind("made")
+    vars(made)["delayed"] = delayed
+    return made
+
+
+with_property, with_override = module(Property), module(Override)
+with_metaclass = module(Meta("OfAnother", (ModuleType,), {}))
+quiet_module = module(Named)
+
+
 def quiet_inputs():
     held = object()
     d = delayed
@@ -53,6 +82,7 @@ def quiet_inputs():
     yield (delayed(len)(x) for x in ITEMS)
     yield (fastjob.delayed(len)(x) for x in ITEMS)
     yield (fastjob.parallel.delayed(len)(x) for x in ITEMS)
+    yield (quiet_module.delayed(len)(x) for x in ITEMS)
     yield (d(len)(x) for x in range(3))
     yield (d(print)(x, held, 1, k=2, z=held) for x in ITEMS)
     yield (d(print)(held, i, x) for i, x in enumerate(ITEMS))
@@ -105,6 +135,9 @@ def loud_inputs():
     yield (held(len)(x) for x in ITEMS)
     yield (held.delayed(len)(x) for x in ITEMS)
     yield (loud.delayed(len)(x) for x in ITEMS)
+    yield (with_property.delayed(len)(x) for x in ITEMS)
+    yield (with_override.delayed(len)(x) for x in ITEMS)
+    yield (with_metaclass.delayed(len)(x) for x in ITEMS)
     yield (delayed(np.no_such_thing)(x) for x in ITEMS)
     yield (delayed(loud.delayed)(x) for x in ITEMS)
     yield (delayed(len)(np.sum(x)) for x in ITEMS)

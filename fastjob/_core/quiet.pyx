@@ -51,6 +51,9 @@ cdef frozenset QUIET_ITERATORS = frozenset({
 # Of these, and of those below, the ones whose items are exact tuples.
 cdef frozenset PAIRS = frozenset({zip, enumerate, type(iter({}.items()))})
 
+# What a class of modules must not have if looking into one is to run nothing.
+cdef frozenset OVERRIDES = frozenset({"__getattribute__", "__dict__"})
+
 # Instructions of a generator expression, by what they do to the stack.
 cdef frozenset NOTHING = frozenset({
     "RESUME", "GEN_START", "COPY_FREE_VARS", "NOP", "CACHE", "EXTENDED_ARG", "PRECALL",
@@ -149,17 +152,27 @@ cdef bint is_quiet_generator(object generator) except -1:
         names.clear()   # or the frame would keep the item that it has given
     for path, value in roots.items():
         for attribute in path[2:]:
-            # Looking into a module runs nothing; a property would. fastjob.parallel has
-            # one, which is not among its variables.
-            if (type(value) is not ModuleType
-                    and value is not sys.modules.get("fastjob.parallel")):
-                return False
-            if attribute not in vars(value):
+            if not is_variable(value, attribute):
                 return False
             value = vars(value)[attribute]
         if path in makers and value is not delayed:
             return False
     return is_quiet_iterator(iterator) and (not unpacks or type(iterator) in PAIRS)
+
+
+cdef bint is_variable(object module, str name) except -1:
+    """Whether a module's attribute is one of its variables, which runs nothing to read.
+
+    A class derived from that of modules may have a property of that name.
+    """
+    if type(type(module)) is not type:
+        return False
+    for kind in type(module).__mro__:
+        if kind is ModuleType:
+            return name in vars(module)
+        if name in vars(kind) or not OVERRIDES.isdisjoint(vars(kind)):
+            return False
+    return False
 
 
 @functools.lru_cache(maxsize=64)
