@@ -222,6 +222,20 @@ def test_memory_of_a_dead_peer_that_no_view_covers_is_given_back(peer):
     assert memory_of(region) == 3 * MB
 
 
+def test_memory_of_a_dead_peer_is_kept_for_a_child_that_is_being_forked(peer):
+    views = [peer.fetch(MB, fill) for fill in (1, 2, 3)]
+    region = views[0].region
+    peer.kill()
+    peer.link.close()
+    inheriting.before_fork()
+    del views[0]  # as in another thread: the child may have been made already
+    assert memory_of(region) == 3 * MB
+    inheriting.after_fork_in_parent()
+    inheriting.settle_forks()  # there was no child
+    del views[0]
+    assert memory_of(region) == 2 * MB
+
+
 def test_closing_twice_and_using_a_closed_link(store, peer):
     block = store.put(b"a")
     peer.kill()

@@ -1,6 +1,6 @@
 # Views that forked children of this process have too.
 
-# Count a fork that is going on: views that are opened now may be inherited.
+# Whether a fork is going on: a view that is opened now may be inherited.
 cdef bint is_forking() noexcept nogil
 
 # Whether some child may read through views that are gone here.

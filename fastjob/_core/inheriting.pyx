@@ -94,7 +94,10 @@ def before_fork():
     """Mark what is lent to this process as inherited by the child to come."""
     global inherited
     ends = None
-    if any_borrowed():
+    lock()
+    found = any_borrowed()
+    unlock()
+    if found:
         # Or a program that forks again and again would run out of descriptors.
         settle()
         try:

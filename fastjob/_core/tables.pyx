@@ -8,7 +8,9 @@ interpreter shuts down.  What the states mean, and who may change them, is in
 
 A receiver's table lives as long as there are views that it has a slot for, even if the
 link has been closed since.  All of them are in one list, since a fork concerns every
-view that there is (see ``inheriting``).  It is guarded by the mutex of ``regions``.
+view that there is (see ``inheriting``).  The mutex of ``regions`` guards it, which the
+last view of a closed link therefore takes when it goes.  That is safe in a finalizer:
+whoever holds the mutex neither runs Python nor drops objects, and waits for nobody.
 
 The file of a table is sparse.  A page is reserved by writing before it is touched, as
 for blocks: no SIGBUS.

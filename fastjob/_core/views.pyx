@@ -1,9 +1,9 @@
 """Buffers of another process, readable here for as long as an object lives.
 
 A `View` has the buffer protocol on memory that was mapped once for its whole region.
-The last act of its deallocator is to mark its slot as returned (``tables``); it takes
-no lock and runs no Python, since it may run in any thread, in a finalizer, and while
-the interpreter shuts down.  If the owner is dead, nobody will reuse the block, and the
+The last act of its deallocator is to mark its slot as returned (``tables``), without a
+lock and without Python, since it may run in any thread, in a finalizer, and while the
+interpreter shuts down.  If the owner is dead, nobody will reuse the block, and the
 last view on it gives its memory back.
 """
 
