@@ -143,3 +143,22 @@ def run_python(tmp_path):
         return subprocess.run([sys.executable, *args], check=False, **settings)
 
     return run
+
+
+@pytest.fixture
+def run_captured(monkeypatch):
+    """Run tasks in processes: the `Capture` that pickled them, and the results."""
+    from fastjob.backends import process_engine
+
+    real, made = process_engine.Capture, []
+
+    def capture(*args):
+        made.append(real(*args))
+        return made[-1]
+
+    def run(tasks):
+        results = fastjob.Parallel(2, "processes")(tasks)
+        return made[-1], results
+
+    monkeypatch.setattr(process_engine, "Capture", capture)
+    return run

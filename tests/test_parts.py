@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastjob import Parallel, delayed, share
-from fastjob._core.capture import Capture
-from fastjob.backends import process_engine
 
 LETTERS = "x" * 100
 
@@ -43,19 +41,13 @@ CONTAINERS = {
 
 
 @pytest.fixture
-def pickled_bytes(monkeypatch):
+def pickled_bytes(run_captured):
     """A function that runs tasks, and tells how many bytes were pickled for them."""
-    made = []
-
-    def capture(*args):
-        made.append(Capture(*args))
-        return made[-1]
 
     def run(tasks):
-        results = Parallel(2, "processes")(tasks)
-        return made[-1].bytes_pickled, results
+        capture, results = run_captured(tasks)
+        return capture.bytes_pickled, results
 
-    monkeypatch.setattr(process_engine, "Capture", capture)
     return run
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from fastjob import Parallel, delayed
-from fastjob._core.capture import Capture
 from fastjob._core.snapshot import Opaque, Snapshot
-from fastjob.backends import process_engine
 
 VALUES = {
     "array": lambda: np.arange(12.0),
@@ -149,19 +147,13 @@ def test_two_arguments_that_are_one_object_stay_one_object():
 
 
 @pytest.fixture
-def captured(monkeypatch):
+def captured(run_captured):
     """A function that runs tasks, and tells how often something was pickled for it."""
-    made = []
-
-    def capture(*args):
-        made.append(Capture(*args))
-        return made[-1]
 
     def run(tasks):
-        results = Parallel(2, "processes")(tasks)
-        return made[-1].n_pickles, results
+        capture, results = run_captured(tasks)
+        return capture.n_pickles, results
 
-    monkeypatch.setattr(process_engine, "Capture", capture)
     return run
 
 
