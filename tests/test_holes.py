@@ -81,6 +81,17 @@ def test_a_change_of_any_module_imported_since_is_seen(watch, imported):
     assert watch.changed()
 
 
+@pytest.mark.parametrize(("earlier", "grain"), [(0.005, 1), (1.5, 1_000_000_000)])
+def test_a_file_whose_time_is_rounded_down_counts_as_changed(
+    watch, imported, earlier, grain
+):
+    """It was written after the call had begun, and its time says otherwise."""
+    (path,) = imported("watched_a")
+    written = (watch._since - round(earlier * 1e9)) // grain * grain
+    os.utime(path, ns=(written, written))
+    assert watch.changed()
+
+
 def test_a_change_is_seen_though_modules_were_taken_out(watch, imported):
     imported("watched_a")
     assert not watch.changed()

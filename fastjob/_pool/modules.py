@@ -8,7 +8,13 @@ Only files outside of the Python installation are watched: those a person edits.
 modification time at the moment of the import is not known when the file is first
 looked at, at the start of the next call. A file that was written after the call in
 which it was imported had begun therefore counts as changed: a worker too many may end,
-but none runs old code.
+but none runs old code. Times of files are rough:
+
+1. a call begins, at 7.002 by the clock that is read here, and imports the file;
+2. the file is written, at 7.003; the system stamps it with 7.000, its last tick;
+3. the next call begins, and finds a file that is older than the call before.
+
+So a file also counts as changed if it was written at most a tick before that call.
 
 Looking at a name writes to its reference count, and so copies a page that all workers
 share; to look at all names copies half a megabyte. So the nursery notes the names
@@ -29,6 +35,11 @@ INSTALLED = tuple(
     for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix}
 )
 
+
+#: How far the time of a file may be behind, in ns: a tick of the kernel is 10 ms at
+#: most; some file systems know whole seconds only, or even ones.
+TICK = 20_000_000
+WHOLE_SECONDS = 2_000_000_000
 
 #: What a nursery had imported when it began to fork.
 _inherited: set[str] = set()
@@ -62,7 +73,8 @@ class ModuleWatch:
                 if not path or path.startswith(INSTALLED):
                     continue
                 written = modified(path)
-                if written >= self._since:
+                late = TICK if written % 1_000_000_000 else WHOLE_SECONDS
+                if written + late >= self._since:
                     return True
                 self._times[path] = written
         self._since = now
