@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fastjob._core.ending import Ending
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 
-class ResultStream:
+class ResultStream(Ending):
     """The results of a call as an iterator; what ``return_as="generator"`` returns.
 
     Dropping it, or `close`, ends the call. One thread at a time may take from it.
@@ -48,6 +50,3 @@ class ResultStream:
             self._stream.close()
         finally:
             self._finish(early)
-
-    def __del__(self) -> None:
-        self._end(early=True)

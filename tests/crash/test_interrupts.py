@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
+import operator
 import os
 import random
 import signal
 import threading
+import weakref
 
 import pytest
 from gates import Bell, Gate, until
@@ -199,6 +202,24 @@ def test_an_interrupt_while_workers_are_killed_spares_none(monkeypatch, interrup
             Parallel(2, "processes", batch_size=1)(tasks())
         assert len(pids) == 2
         until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+@pytest.mark.parametrize("backend", ["processes", "threading"])
+def test_an_interrupt_on_the_way_into_a_destructor_is_raised_behind_it(backend):
+    """Nothing looks for signals between the interrupt and the drop: all of it is C."""
+    stream = Parallel(2, backend, return_as="generator")(
+        delayed(abs)(i) for i in range(100)
+    )
+    assert next(stream) == 0
+    held = {1: stream}
+    end = weakref.ref(stream)
+    del stream
+    called = operator.methodcaller("__call__")
+    with pytest.raises(KeyboardInterrupt):
+        list(map(called, [_thread.interrupt_main, held.clear]))
+    assert not held
+    assert end() is None
+    assert Parallel(2, backend)(delayed(abs)(i) for i in (-1, -2)) == [1, 2]
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_caller_alone():

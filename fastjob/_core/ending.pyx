@@ -1,0 +1,41 @@
+"""Objects whose end is the end of a call, however they are dropped.
+
+What is raised in a destructor is printed and lost.  An interrupt, or an exception that
+another thread sets, can be raised in one:
+
+1. the main thread drops the last reference to the results of a call;
+2. Ctrl-C comes, and the interpreter notes it;
+3. the destructor begins.  If it is written in Python, the first thing that happens in
+   it is the handling of the signal, which raises KeyboardInterrupt.
+
+So the destructor is compiled, what is raised within it is caught, the call is ended all
+the same, and the exception is set again in this thread: it is raised as soon as the
+destructor is left.
+"""
+
+from _thread import get_ident
+
+cdef extern from "Python.h":
+    int PyThreadState_SetAsyncExc(unsigned long ident, object exception) except -1
+
+cdef enum:
+    # An error that comes so often is one of ours.
+    MOST_TRIES = 16
+
+
+cdef class Ending:
+    """Calls ``_end(early=True)``, which may be repeated, when it is dropped."""
+
+    def __del__(self):
+        cdef int _attempt
+        raised = None
+        for _attempt in range(MOST_TRIES):
+            try:
+                self._end(early=True)
+                break
+            except BaseException as error:
+                raised = error
+        else:
+            raise raised
+        if raised is not None:
+            PyThreadState_SetAsyncExc(get_ident(), type(raised))
