@@ -12,15 +12,11 @@ FASTJOB_SANITIZE=address,undefined
     Instrument the extensions with the compiler's sanitizers (see ``ci/sanitizers.sh``).
 FASTJOB_ANNOTATE=1
     Write Cython's annotated HTML beside the generated C, in ``build/cython``.
+FASTJOB_TARGET=nt
+    Build for Windows on another system (see ``ci/windows.sh``).
+
+On Windows the compiler is gcc of MinGW-w64, which has to be on the path.
 """
-
-import sys
-
-if sys.platform == "win32":
-    sys.exit(
-        "fastjob does not run on Windows: its sockets, shared memory and signals are "
-        "those of POSIX. Use it under WSL, or stay with joblib there."
-    )
 
 import multiprocessing
 import os
@@ -54,9 +50,21 @@ DIRECTIVES = {
     "binding": True,
 }
 
+#: "posix" or "nt".
+TARGET = os.environ.get("FASTJOB_TARGET", os.name)
+
+#: The code needs gcc's atomic operations.
+COMPILER = {"compiler": "mingw32"} if os.name == "nt" else {}
+
+#: Modules that only one kind of system needs.
+ELSEWHERE = {"posix": {"jobs"}, "nt": {"lifeline"}}[TARGET]
+
 compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 compile_args += ["-fvisibility=hidden", "-Wno-unused-function"]
-link_args, macros = [], []
+link_args, macros, libraries = [], [], []
+if TARGET == "nt":
+    libraries = ["ws2_32"]
+    link_args = ["-static-libgcc"]
 if not DEBUG:
     macros.append(("CYTHON_WITHOUT_ASSERTIONS", "1"))
 if SANITIZE:
@@ -75,11 +83,15 @@ extensions = [
     Extension(
         ".".join(path.with_suffix("").parts),
         [path.as_posix()],
+        include_dirs=["."],
+        libraries=libraries,
+        depends=[header.as_posix() for header in Path("fastjob/_core").glob("*.h")],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         define_macros=macros,
     )
     for path in sorted(Path("fastjob/_core").glob("*.pyx"))
+    if path.stem not in ELSEWHERE
 ]
 
 
@@ -107,7 +119,7 @@ setup(
         nthreads=CORES if multiprocessing.get_start_method() == "fork" else 0,
     ),
     options={
-        "build_ext": {"parallel": CORES},
+        "build_ext": {"parallel": CORES, **COMPILER},
         "build": {"build_base": f"build/{FLAVOUR}"},
     },
 )

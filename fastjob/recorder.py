@@ -473,11 +473,10 @@ def _cpu_count() -> int:
 
 
 def _memory_total() -> int:
-    """Physical memory in bytes; 0 if it cannot be known."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on this system
-        return 0
+    """Physical memory in bytes."""
+    from fastjob._core.regions import total_memory
+
+    return total_memory()
 
 
 def _peak_memory(pid: int) -> int:

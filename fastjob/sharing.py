@@ -6,8 +6,9 @@ fitted model that call after call is passed to tasks.
 
 from __future__ import annotations
 
-import os
 from _thread import allocate_lock
+
+from fastjob._core.forks import register_at_fork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,4 +139,4 @@ def _renew_lock() -> None:
     _lock = allocate_lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+register_at_fork(after_in_child=_renew_lock)

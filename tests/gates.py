@@ -7,10 +7,14 @@ both end with the process that made them.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 import tempfile
 import time
+import uuid
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class Gate:
@@ -19,12 +23,18 @@ class Gate:
     def __init__(self, folder=None):
         handle, self.path = tempfile.mkstemp(dir=folder or os.getcwd())
         self._file = os.fdopen(handle)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if sys.platform != "win32":
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def open(self):
         self._file.close()
+        if sys.platform == "win32":
+            os.replace(self.path, self.path + ".open")
 
     def wait(self):
+        if sys.platform == "win32":
+            until(lambda: os.path.exists(self.path + ".open"))
+            return
         with open(self.path) as file:
             fcntl.flock(file, fcntl.LOCK_SH)
 
@@ -46,10 +56,19 @@ class Bell:
 
     def __init__(self, folder=None):
         self.path = tempfile.mktemp(dir=folder or os.getcwd())
-        os.mkfifo(self.path)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        if sys.platform == "win32":
+            os.mkdir(self.path)
+        else:
+            os.mkfifo(self.path)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
 
     def ring(self, letter=b"."):
+        if sys.platform == "win32":
+            name = f"{time.time_ns():020}-{uuid.uuid4().hex}"
+            with open(os.path.join(self.path, name + ".new"), "wb") as file:
+                file.write(letter)
+            os.replace(file.name, os.path.join(self.path, name))
+            return
         fd = os.open(self.path, os.O_WRONLY)
         os.write(fd, letter)
         os.close(fd)
@@ -58,11 +77,26 @@ class Bell:
         """What was rung, `n` letters of it."""
         letters = b""
         while len(letters) < n:
-            letters += os.read(self._fd, n - len(letters))
+            if sys.platform == "win32":
+                letters += until(self._heard)
+            else:
+                letters += os.read(self._fd, n - len(letters))
         return letters
 
+    def _heard(self):
+        """One letter that was rung, on Windows; none yet is false."""
+        for name in sorted(os.listdir(self.path)):
+            if not name.endswith(".new"):
+                path = os.path.join(self.path, name)
+                with open(path, "rb") as file:
+                    letter = file.read()
+                os.remove(path)
+                return letter
+        return b""
+
     def close(self):
-        os.close(self._fd)
+        if sys.platform != "win32":
+            os.close(self._fd)
 
     def __enter__(self):
         return self

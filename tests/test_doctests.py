@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import pkgutil
+import sys
 import tempfile
 from importlib import import_module
 
@@ -11,10 +12,13 @@ import pytest
 
 import fastjob
 
+ELSEWHERE = "fastjob._pool.hosting_" + (
+    "posix" if sys.platform == "win32" else "windows"
+)
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(fastjob.__path__, "fastjob.")
-    if module.name != "fastjob.__main__"
+    if module.name not in ("fastjob.__main__", ELSEWHERE)
 )
 NEEDS = {"fastjob.backends.dask": "distributed", "fastjob.backends.ray": "ray"}
 

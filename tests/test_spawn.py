@@ -195,12 +195,12 @@ def test_a_fork_of_the_caller_has_nothing_of_its_workers():
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        kept = [spawner._lifeline, len(spawner._given), pool._nursery is None]
+        kept = [spawner._host, pool._nursery]
         kept += [link.fileno() for link in spawner._links.values()]
         os.write(write, json.dumps(kept).encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert json.loads(os.read(read, 1000)) == [-1, 0, True, -1, -1]
+    assert json.loads(os.read(read, 1000)) == [None, None, -1, -1]
     os.close(read)
     os.close(write)
     # and what the child did is nothing to the workers of its parent
@@ -290,7 +290,9 @@ import errno, os
 from fastjob._core.peer import Peer
 from fastjob._core.status import StatusPage
 from fastjob._core.wire import pair
+from fastjob._core import lifeline
 from fastjob._pool import spawned
+from fastjob._pool.hosting_posix import PAGE
 
 def refuse(*args):
     raise BlockingIOError(errno.EAGAIN, "no thread")
@@ -299,8 +301,8 @@ page = StatusPage()
 page.clear(5)
 child = os.fork()
 if child == 0:
-    os.dup2(page.fd, spawned.PAGE)
-    spawned.hold = refuse
+    os.dup2(page.fd, PAGE)
+    lifeline.hold = refuse
     spawned.main(5, (), False)
 page.born(5, child)
 _, status = os.waitpid(child, 0)

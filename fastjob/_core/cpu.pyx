@@ -105,7 +105,7 @@ cdef class CpuProbe:
     def __init__(self, str root="/", affinity=None, environ=None):
         self.root = root
         self._affinity = None if affinity is None else frozenset(affinity)
-        self._environ = environ
+        self._environment = environ
         self._recent = {}
         self._cores = {}
 
@@ -157,9 +157,9 @@ cdef class CpuProbe:
         return psutil_affinity()
 
     cdef object _variable(self, str name):
-        if self._environ is None:
+        if self._environment is None:
             return variable(name.encode())
-        return self._environ.get(name)
+        return self._environment.get(name)
 
     cdef object _variables(self):
         cdef dict found = {}
@@ -177,7 +177,7 @@ cdef class CpuProbe:
         return found
 
     cdef object _interpreter_limit(self):
-        if self._environ is None and sys.version_info >= (3, 13):
+        if self._environment is None and sys.version_info >= (3, 13):
             try:
                 return os.process_cpu_count()
             except OSError:                # it asks for the mask itself

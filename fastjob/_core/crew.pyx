@@ -211,7 +211,7 @@ cdef class Crew:
                     peer.channel.flush(False)
                     got = peer.channel.receive(False)
                     while True:
-                        body = peer.channel.next()
+                        body = peer.next()
                         if body is None:
                             break
                         peer.unpacked(body)

@@ -376,7 +376,7 @@ cdef class Dispatcher:
         try:
             got = peer.channel.receive(False)
             while True:
-                body = peer.channel.next()
+                body = peer.next()
                 if body is None:
                     break
                 self.reply(peer, body)

@@ -13,7 +13,7 @@ def variable(name: bytes) -> str | None:
     """Return a variable's value as it is now; None if it is not set."""
     environ = os.environ
     values = getattr(environ, "_data", None)
-    if values is None:  # somebody has put another mapping in its place
+    if values is None or os.name == "nt":  # another mapping, or one of text
         return environ.get(os.fsdecode(name))
     value: bytes | None = values.get(name)
     return None if value is None else os.fsdecode(value)

@@ -30,8 +30,9 @@ opens the first view in the middle of it, or if there was no descriptor for the 
 the end of the child cannot be told: it is taken to live for ever.
 """
 
+from fastjob._core.libc cimport POLLHUP, poll, pollfd
 from fastjob._core.regions cimport enter_child, lock, unlock
-from fastjob._core.shm cimport POLLHUP, poll, pollfd, shm_add, shm_count
+from fastjob._core.shm cimport shm_add, shm_count
 from fastjob._core.tables cimport any_borrowed, forget_borrowed, pin_all, unpin_all
 
 import os

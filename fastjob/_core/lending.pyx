@@ -68,9 +68,12 @@ from fastjob._core.regions cimport (
 )
 from fastjob._core.segments cimport Block, set_reclaim
 from fastjob._core.shm cimport (
+    errno,
     shm_add,
+    shm_close,
     shm_count,
     shm_load,
+    shm_size,
     shm_store,
     shm_store64,
     shm_swap,
@@ -307,17 +310,17 @@ cdef class Link:
                     self.borrowed = table
                     continue
                 region = Region.__new__(Region)
-                region.map(fd, os.fstat(fd).st_size)
+                region.map(fd, size_of(fd))
                 number = len(self.regions)
                 if number < MAX_REGIONS and self.borrowed.head.owned[number]:
                     region.track()
                 if not self.keep_fds:
                     region.fd = -1
-                    os.close(fd)
+                    shm_close(fd)
                 self.regions.append(region)
         finally:
             for fd in remaining:
-                os.close(fd)
+                shm_close(fd)
 
     cpdef list open(self, bytes tokens, str mode):
         """Open the buffers that the peer has lent.
@@ -419,6 +422,16 @@ cdef class Link:
                     remove_unread(region)
         self.regions.clear()
         self.borrowed = None
+
+
+cdef size_t size_of(int fd) except 0:
+    """Bytes of a region that has come; owns the descriptor if it cannot tell."""
+    cdef long long size = shm_size(fd)
+    if size <= 0:
+        error = errno if size else 0
+        shm_close(fd)
+        raise OSError(error, f"cannot map a region: {os.strerror(error)}")
+    return size
 
 
 cdef void remove_unread(Region region) noexcept nogil:

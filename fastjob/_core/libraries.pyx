@@ -19,13 +19,8 @@ unloaded: function pointers into the library stay valid for the life of the proc
 """
 
 from libc.stdlib cimport free
-from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
-
 cimport cython
 
-
-cdef extern from "<dlfcn.h>":
-    int RTLD_NOLOAD
 
 cdef extern from *:
     """
@@ -84,8 +79,55 @@ cdef extern from *:
     static void fastjob_iterate(fastjob_loaded *out) {
         dl_iterate_phdr(fastjob_see, out);
     }
+    #elif defined(_WIN32)
+    #define WIN32_LEAN_AND_MEAN
+    #include <windows.h>
+    #include <psapi.h>
+    /* Windows counts nothing; that other libraries lie at the same places after as many
+       were added as removed is not to be expected. */
+    static void fastjob_iterate(fastjob_loaded *out) {
+        HMODULE modules[1024];
+        DWORD size = 0, i;
+        if (!K32EnumProcessModules(GetCurrentProcess(), modules, sizeof modules, &size))
+            return;
+        if (size > sizeof modules)
+            size = sizeof modules;
+        for (i = 0; i < size / sizeof *modules; i++) {
+            wchar_t wide[1024];
+            char name[3072];
+            out->added++;
+            out->removed = out->removed * 31 + (uintptr_t) modules[i];
+            if (out->counters_only)
+                continue;
+            if (GetModuleFileNameW(modules[i], wide, 1024)
+                    && WideCharToMultiByte(CP_UTF8, 0, wide, -1, name, sizeof name,
+                                           NULL, NULL)
+                    && fastjob_append(out, name))
+                return;
+        }
+    }
+    static void *fastjob_open(const char *name) {
+        wchar_t wide[1024];
+        HMODULE module = NULL;
+        if (MultiByteToWideChar(CP_UTF8, 0, name, -1, wide, 1024))
+            GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_PIN, wide, &module);
+        return (void *) module;
+    }
+    static void *fastjob_symbol(void *handle, const char *name) {
+        return (void *) GetProcAddress((HMODULE) handle, name);
+    }
     #else
     static void fastjob_iterate(fastjob_loaded *out) { (void) out; }
+    #endif
+
+    #ifndef _WIN32
+    #include <dlfcn.h>
+    static void *fastjob_open(const char *name) {
+        return dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    }
+    static void *fastjob_symbol(void *handle, const char *name) {
+        return dlsym(handle, name);
+    }
     #endif
     """
     ctypedef struct fastjob_loaded:
@@ -98,6 +140,8 @@ cdef extern from *:
         size_t size
 
     void fastjob_iterate(fastjob_loaded *out) noexcept nogil
+    void *fastjob_open(const char *name) noexcept nogil
+    void *fastjob_symbol(void *handle, const char *name) noexcept nogil
 
 
 @cython.final
@@ -135,7 +179,7 @@ cdef Loaded scan():
     found.names = tuple([
         # Not a path: the program itself, or a library of the kernel.
         name.decode("utf-8", "surrogateescape")
-        for name in names.split(b"\0") if b"/" in name
+        for name in names.split(b"\0") if b"/" in name or b"\\" in name
     ])
     return found
 
@@ -145,7 +189,7 @@ cdef void *open_loaded(bytes name) noexcept:
     cdef const char *path = name
     cdef void *handle
     with nogil:
-        handle = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
+        handle = fastjob_open(path)
     return handle
 
 
@@ -153,5 +197,5 @@ cdef void *symbol(void *handle, const char *name) noexcept:
     """The address of a symbol of a library or of those it needs; NULL if none."""
     cdef void *address
     with nogil:
-        address = dlsym(handle, name)
+        address = fastjob_symbol(handle, name)
     return address

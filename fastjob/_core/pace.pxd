@@ -10,21 +10,7 @@
 #
 # One owner: no lock.
 
-cdef extern from *:
-    """
-    #include <time.h>
-    #ifdef CLOCK_MONOTONIC_COARSE
-    #define PACE_CLOCK CLOCK_MONOTONIC_COARSE
-    #else
-    #define PACE_CLOCK CLOCK_MONOTONIC
-    #endif
-    static inline long long pace_now(void) {
-        struct timespec t;
-        clock_gettime(PACE_CLOCK, &t);
-        return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
-    }
-    """
-    long long pace_now() noexcept nogil  # ns, monotonic, coarse
+from fastjob._core.libc cimport coarse_ns
 
 cdef enum:
     MAX_STRIDE = 8
@@ -41,7 +27,7 @@ cdef struct Pace:
 
 cdef inline void pace_start(Pace *pace, double seconds) noexcept nogil:
     pace.interval = <long long>(seconds * 1e9)
-    pace.seen = pace_now()
+    pace.seen = coarse_ns()
     pace.due = pace.seen + pace.interval
     pace.stride = pace.left = 1
 
@@ -54,7 +40,7 @@ cdef inline bint pace_due(Pace *pace) noexcept nogil:
     pace.left -= 1
     if pace.left > 0:
         return False
-    now = pace_now()
+    now = coarse_ns()
     if now - pace.seen >= TICK_NS:
         pace.stride = 1
     elif pace.stride < MAX_STRIDE:

@@ -39,4 +39,5 @@ cdef class Peer:
     cdef int forget_unshared(self, set live) except -1
     cdef int reset(self) except -1
     cdef int flush(self) except -1
+    cdef bytes next(self)
     cdef object unpacked(self, bytes body)

@@ -297,6 +297,11 @@ cdef class Peer:
             self.channel.discard()
         return 0
 
+    cdef bytes next(self):
+        """The body of the worker's next whole frame; None if there is none."""
+        self.channel.process = self.slot.process
+        return self.channel.next()
+
     cdef object unpacked(self, bytes body):
         """The pickle of a reply, or the pickle and its buffers.
 

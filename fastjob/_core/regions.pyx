@@ -11,24 +11,18 @@ epoch, which tells a forked child's objects from its parent's (see ``segments``)
 cimport cython
 
 from fastjob._core.shm cimport (
-    MADV_REMOVE,
-    MAP_ANONYMOUS,
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PROT_READ,
-    PROT_WRITE,
-    close as close_fd,
     errno,
-    madvise,
-    mmap,
-    munmap,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_t,
-    pthread_mutex_unlock,
-    shm_memfd,
+    shm_close,
+    shm_create,
+    shm_init,
+    shm_lock,
+    shm_machine,
+    shm_map,
+    shm_mutex,
+    shm_remove,
+    shm_unlock,
+    shm_unmap,
+    shm_zeros,
 )
 
 import os
@@ -36,18 +30,18 @@ import os
 # The places that are memory: anonymous, and the folder of shared memory.
 cdef tuple MEMORY = (None, "/dev/shm")
 
-cdef pthread_mutex_t mutex
+cdef shm_mutex mutex
 cdef int epoch = 0
 
-pthread_mutex_init(&mutex, NULL)
+shm_init(&mutex)
 
 
 cdef void lock() noexcept nogil:
-    pthread_mutex_lock(&mutex)
+    shm_lock(&mutex)
 
 
 cdef void unlock() noexcept nogil:
-    pthread_mutex_unlock(&mutex)
+    shm_unlock(&mutex)
 
 
 cdef int current_epoch() noexcept nogil:
@@ -58,7 +52,7 @@ cdef void enter_child() noexcept:
     """Disown everything; in the child, whose only thread is this one."""
     global epoch
     epoch += 1
-    pthread_mutex_init(&mutex, NULL)
+    shm_init(&mutex)
 
 
 @cython.final
@@ -71,18 +65,17 @@ cdef class Region:
 
     def __dealloc__(self):
         if self.address != NULL:
-            munmap(self.address, self.size)
+            shm_unmap(self.address, self.size)
         if self.holders != NULL:
-            munmap(self.holders, (self.size >> GRANULE_BITS) * sizeof(Holders))
+            shm_unmap(self.holders, (self.size >> GRANULE_BITS) * sizeof(Holders))
         if self.fd >= 0:
-            close_fd(self.fd)
+            shm_close(self.fd)
 
     cdef int map(self, int fd, size_t size) except -1:
         """Map the file and own ``fd``, whatever happens."""
         self.fd = fd
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
-        if address == MAP_FAILED:
+        cdef void *address = shm_map(fd, 0, size, False)
+        if address == NULL:
             raise OSError(errno, f"cannot map {size} bytes of shared memory: "
                                  f"{os.strerror(errno)}")
         self.address = <char *>address
@@ -92,31 +85,27 @@ cdef class Region:
     cdef int track(self) except -1:
         """Make room to count the views on each block; for received regions."""
         cdef size_t size = (self.size >> GRANULE_BITS) * sizeof(Holders)
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if address == MAP_FAILED:
+        cdef void *address = shm_zeros(size)
+        if address == NULL:
             raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
         self.holders = <Holders *>address
         return 0
 
     cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil:
-        """Give memory back that nobody reads any more.
-
-        A file system that cannot keeps it until it is overwritten or the file goes.
-        """
-        madvise(self.address + offset, nbytes, MADV_REMOVE)
+        """Give memory back that nobody reads any more."""
+        shm_remove(self.address + offset, nbytes)
 
 
 cdef int open_file(str place, size_t size) except -1:
     cdef int fd = -1
     if place is None:
-        fd = shm_memfd(b"fastjob")
+        fd = shm_create(b"fastjob", size)
         if fd < 0:
             raise OSError(errno, os.strerror(errno))
-    else:
-        import tempfile
-        with tempfile.TemporaryFile(dir=place) as file:
-            fd = os.dup(file.fileno())
+        return fd
+    import tempfile
+    with tempfile.TemporaryFile(dir=place) as file:
+        fd = os.dup(file.fileno())
     try:
         os.ftruncate(fd, size)
     except OSError:
@@ -127,6 +116,8 @@ cdef int open_file(str place, size_t size) except -1:
 
 cdef list fallback_folders():
     """Where files may lie if the place meant for them is full, the best one first."""
+    if os.name == "nt":
+        return []
     import tempfile
     found = []
     for folder in ("/dev/shm", tempfile.gettempdir()):
@@ -141,6 +132,10 @@ def available_memory():
     Memory is promised by the kernel without limit, and the promise is broken by
     killing; so a large reservation asks first.
     """
+    cdef unsigned long long total, available
+    shm_machine(&total, &available)
+    if available:
+        return available
     try:
         with open("/proc/meminfo") as info:
             for line in info:
@@ -149,6 +144,13 @@ def available_memory():
     except OSError:
         pass  # no such file on this system: there is nothing to go by
     return 1 << 62
+
+
+def total_memory():
+    """Bytes of memory that the machine has."""
+    cdef unsigned long long total, available
+    shm_machine(&total, &available)
+    return total
 
 
 cdef str no_room(str place, size_t nbytes, int error):

@@ -1,5 +1,7 @@
 # Memory that this process owns and shares: blocks of regions, and their store.
 
+from libc.stdint cimport int64_t
+
 from fastjob._core.regions cimport Region
 
 cdef enum:
@@ -19,7 +21,7 @@ cdef struct Extent:
     size_t offset     # in the region, bytes
     size_t warm       # bytes from the start that have memory behind them
     size_t mapped     # bytes from the start whose pages this process has mapped
-    double freed_at   # seconds, monotonic
+    int64_t freed_at  # ns, monotonic
     int size_class
     int place         # index of the backing store that the region lies in
 
@@ -60,7 +62,7 @@ cdef class Store:
     cdef Extent *carve(self, int size_class, Extent *extent) noexcept nogil
     cdef void unlink_warm(self, Extent *extent) noexcept nogil
     cdef void push_free(self, Extent *extent) noexcept nogil
-    cdef Extent *pop_excess(self, double now) noexcept nogil
+    cdef Extent *pop_excess(self, int64_t now) noexcept nogil
 
 
 cdef class Block:

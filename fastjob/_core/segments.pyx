@@ -54,9 +54,11 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastjob._core.libc cimport now_ns
 from fastjob._core.regions cimport (
     GRANULE_BITS,
     MEMORY,
@@ -73,19 +75,16 @@ from fastjob._core.shm cimport (
     EINTR,
     ENOMEM,
     ENOSPC,
-    MADV_POPULATE_READ,
     errno,
-    madvise,
-    off_t,
-    pwrite,
-    shm_clock,
     shm_exchange,
+    shm_fill,
+    shm_populate,
     shm_swap_pointer,
 )
 
 import os
 
-from fastjob._core.regions import available_memory
+from fastjob._core.regions import available_memory, total_memory
 
 cdef enum:
     FIRST_REGION = 67108864  # bytes
@@ -174,8 +173,7 @@ cdef int fill(Extent *extent, int fd, char *address, const char *source,
     cdef Py_ssize_t written
     if extent.mapped < done:
         # Only an advice: without it the writer takes the page faults.
-        madvise(address + extent.mapped, whole_pages(done) - extent.mapped,
-                MADV_POPULATE_READ)
+        shm_populate(address + extent.mapped, whole_pages(done) - extent.mapped)
         extent.mapped = whole_pages(done)
     if source != NULL and done:
         memcpy(address, source, done)
@@ -187,7 +185,7 @@ cdef int fill(Extent *extent, int fd, char *address, const char *source,
             start = &zeros[0]
         else:
             start = source + done
-        written = pwrite(fd, start, chunk, <off_t>(extent.offset + done))
+        written = shm_fill(fd, extent.offset + done, address + done, start, chunk)
         if written > 0:
             done += written
         elif written == 0:
@@ -226,10 +224,12 @@ cdef class Store:
 
     def __cinit__(self, folder=None, *, warm_limit=None, double idle_seconds=30.0):
         if warm_limit is None:
-            warm_limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16
+            warm_limit = total_memory() // 16
         self.warm_limit = warm_limit
         self.idle_seconds = idle_seconds
         self.regions = []
+        if folder is not None and os.name == "nt":
+            folder = None  # there, all of it lies in the paging file
         self.places = [None if folder is None else os.fspath(folder)]
         self.epoch = current_epoch()
 
@@ -457,7 +457,7 @@ cdef class Store:
         if extent.next != NULL:
             extent.next.before = extent
         self.warm[size_class] = extent
-        extent.freed_at = shm_clock()
+        extent.freed_at = now_ns()
         extent.newer = NULL
         extent.older = self.newest
         if self.newest != NULL:
@@ -524,13 +524,13 @@ cdef class Store:
         self.carved = self.carved + capacity
         return extent
 
-    cdef Extent *pop_excess(self, double now) noexcept nogil:
+    cdef Extent *pop_excess(self, int64_t now) noexcept nogil:
         """Take the oldest free extent if it is to lose its memory; under the mutex."""
         cdef Extent *extent = self.oldest
         if extent == NULL:
             return NULL
         if (self.warm_bytes <= self.warm_limit
-                and now - extent.freed_at < self.idle_seconds):
+                and now - extent.freed_at < self.idle_seconds * 1e9):
             return NULL
         self.unlink_warm(extent)
         return extent
@@ -552,7 +552,7 @@ cdef class Store:
         while True:
             lock()
             self.drain()
-            extent = self.pop_excess(shm_clock())
+            extent = self.pop_excess(now_ns())
             unlock()
             if extent == NULL:
                 break

@@ -15,17 +15,8 @@ a stream, whose reader may pause at any time, each task is looked at.
 
 from cython cimport final
 
-from fastjob._core.pace cimport TICK_NS, pace_now
-
-cdef extern from *:
-    """
-    static inline long long exact_now(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
-    }
-    """
-    long long exact_now() noexcept nogil  # ns, as time.monotonic_ns()
+from fastjob._core.libc cimport coarse_ns, now_ns
+from fastjob._core.pace cimport TICK_NS
 
 # Two reads of some 5 ns for so many tasks, of which the smallest take 120 ns.
 cdef enum:
@@ -56,13 +47,13 @@ cdef class Spans:
 
     # A task is about to run: open a span, unless one is open and goes on.
     cdef int open(self, long long index) except -1:
-        cdef long long now = pace_now()
+        cdef long long now = coarse_ns()
         if self.n:
             if now - self.seen < TICK_NS:
                 return 0
             self.write(max(self.start, self.seen))
             self.stride = self.left = 1
-        self.start = exact_now()
+        self.start = now_ns()
         self.seen = now
         self.first = index
         self.waited = self.start - self.last if self.alone and self.last else 0
@@ -70,10 +61,10 @@ cdef class Spans:
 
     # A task has ended, and it is time to look at the clock.
     cdef int look(self) except -1:
-        cdef long long now = pace_now()
+        cdef long long now = coarse_ns()
         if now - self.seen >= TICK_NS:
             self.stride = 1
-            self.write(exact_now())
+            self.write(now_ns())
         elif self.alone and self.stride < FARTHEST:
             self.stride *= 2
         self.seen = now
@@ -83,10 +74,10 @@ cdef class Spans:
     # The worker stops, or waits: what is open ends now, or where a pause began.
     cdef int flush(self) except -1:
         if self.n:
-            if not self.alone and pace_now() - self.seen >= TICK_NS:
+            if not self.alone and coarse_ns() - self.seen >= TICK_NS:
                 self.write(max(self.start, self.seen))
             else:
-                self.write(exact_now())
+                self.write(now_ns())
         return 0
 
     cdef int write(self, long long end) except -1:
@@ -98,5 +89,5 @@ cdef class Spans:
 
     # Something that is not a task: an error, a retry.
     cdef int tell(self, str kind, str text) except -1:
-        self.event(kind, self.worker, exact_now(), text)
+        self.event(kind, self.worker, now_ns(), text)
         return 0

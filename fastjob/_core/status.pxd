@@ -36,8 +36,10 @@ cdef struct Slot:
     int64_t cpu
     # Worker: time it took to pickle results and to copy their buffers, ns.
     int64_t packed
+    # Caller, on Windows: its handle of the worker process, from the start on.
+    int64_t process
     # Pads the slot to two cache lines: neighbours never share one.
-    int64_t spare[7]
+    int64_t spare[6]
 
 
 cdef extern from *:
@@ -94,4 +96,5 @@ cdef class StatusPage:
     cdef readonly int fd
     cdef readonly int n_slots
     cdef object __weakref__
+    cdef int _reserve(self, size_t size) except -1
     cdef Slot *slot(self, int number) except NULL

@@ -24,10 +24,8 @@ sees why.
 
 cimport cython
 from libc.stdint cimport int64_t
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
-from fastjob._core.libc cimport close
-from fastjob._core.shm cimport shm_memfd
+from fastjob._core.shm cimport shm_close, shm_create, shm_fill, shm_map, shm_unmap
 
 import os
 
@@ -37,12 +35,13 @@ cdef enum:
 
 def _shared_file(size):
     """An anonymous file of zeros: memfd, or an unlinked temporary file."""
-    fd = shm_memfd(b"fastjob-status")
-    if fd < 0:
-        import tempfile
+    fd = shm_create(b"fastjob-status", size)
+    if fd >= 0:
+        return fd
+    import tempfile
 
-        with tempfile.TemporaryFile(prefix="fastjob-") as file:
-            fd = os.dup(file.fileno())
+    with tempfile.TemporaryFile(prefix="fastjob-") as file:
+        fd = os.dup(file.fileno())
     try:
         os.ftruncate(fd, size)
     except OSError:
@@ -85,16 +84,26 @@ cdef class StatusPage:
         cdef size_t size = DEFAULT_SLOTS * sizeof(Slot)
         self.n_slots = DEFAULT_SLOTS
         self.fd = _shared_file(size) if fd < 0 else fd
-        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
-        if base is MAP_FAILED:
-            close(self.fd)
+        base = shm_map(self.fd, 0, size, False)
+        if base is NULL:
+            shm_close(self.fd)
             raise OSError("cannot map the status page of the workers")
         self.slots = <Slot *>base
+        if fd < 0:
+            self._reserve(size)
 
     def __dealloc__(self):
         if self.slots is not NULL:
-            munmap(self.slots, self.n_slots * sizeof(Slot))
-            close(self.fd)
+            shm_unmap(self.slots, self.n_slots * sizeof(Slot))
+            shm_close(self.fd)
+
+    cdef int _reserve(self, size_t size) except -1:
+        """See that all slots have memory, for there is no way to say that one has not.
+        """
+        cdef bytes zeros = bytes(size)
+        if shm_fill(self.fd, 0, self.slots, <char *>zeros, size) != <Py_ssize_t>size:
+            raise OSError("no memory for the status page of the workers")
+        return 0
 
     cdef Slot *slot(self, int number) except NULL:
         if not 0 <= number < self.n_slots:
@@ -107,13 +116,14 @@ cdef class StatusPage:
         slot.claim[0] = slot.claim[1] = 0
         slot.started = 0
         slot.running = slot.pid = slot.status = 0
-        slot.peak = slot.timed = slot.cpu = slot.packed = 0
+        slot.peak = slot.timed = slot.cpu = slot.packed = slot.process = 0
         slot.life = STARTING
 
-    def born(self, int number, int pid):
-        """Nursery: the worker has been forked."""
+    def born(self, int number, int pid, int64_t process=0):
+        """Nursery: the worker has been forked; or started, and runs in a moment."""
         cdef Slot *slot = self.slot(number)
         slot.pid = pid
+        slot.process = process
         slot.life = ALIVE
 
     def failed(self, int number, int error):

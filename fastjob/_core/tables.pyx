@@ -28,18 +28,13 @@ from fastjob._core.regions cimport (
 )
 from fastjob._core.shm cimport (
     ENOSPC,
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_SHARED,
-    PROT_READ,
-    PROT_WRITE,
-    close as close_fd,
     errno,
-    mmap,
-    munmap,
-    pwrite,
+    shm_close,
+    shm_fill,
     shm_load64,
+    shm_map,
     shm_swap,
+    shm_unmap,
 )
 
 import os
@@ -64,16 +59,15 @@ cdef class Table:
         if self.listed and self.epoch == current_epoch():
             self.unlist()
         if self.head != NULL:
-            munmap(self.head, TABLE_BYTES)
+            shm_unmap(self.head, TABLE_BYTES)
         if self.fd >= 0:
-            close_fd(self.fd)
+            shm_close(self.fd)
 
     cdef int map(self, int fd) except -1:
         """Map the file and own ``fd``, whatever happens."""
         self.fd = fd
-        cdef void *address = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE,
-                                  MAP_SHARED | MAP_NORESERVE, fd, 0)
-        if address == MAP_FAILED:
+        cdef void *address = shm_map(fd, 0, TABLE_BYTES, False)
+        if address == NULL:
             raise OSError(errno, f"cannot map a table: {os.strerror(errno)}")
         self.head = <TableHead *>address
         self.slots = <unsigned char *>address + TABLE_HEADER
@@ -82,11 +76,15 @@ cdef class Table:
 
     cdef int reserve(self, unsigned long long slot) noexcept nogil:
         """See that the file has room for the next slot; 0 or an errno.  The owner."""
-        cdef Py_ssize_t written
         if slot % PAGE:
             return 0
-        written = pwrite(self.fd, no_slots, PAGE, TABLE_HEADER + slot)
-        if written == PAGE:
+        return self.clear(TABLE_HEADER + slot, PAGE)
+
+    cdef int clear(self, size_t start, size_t size) noexcept nogil:
+        """Fill a part of the file with zeros; 0 or an errno."""
+        cdef Py_ssize_t written = shm_fill(
+            self.fd, start, <char *>self.head + start, no_slots, size)
+        if written == <Py_ssize_t>size:
             return 0
         return ENOSPC if written >= 0 else errno
 
@@ -176,11 +174,9 @@ cdef Table new_table():
 
 cdef Table table_in(str place):
     cdef Table table = Table.__new__(Table)
-    cdef int fd = open_file(place, TABLE_BYTES)
-    cdef Py_ssize_t written = pwrite(fd, no_slots, TABLE_HEADER, 0)
-    if written != TABLE_HEADER:
-        error = ENOSPC if written >= 0 else errno
-        os.close(fd)
+    cdef int error
+    table.map(open_file(place, TABLE_BYTES))
+    error = table.clear(0, TABLE_HEADER)
+    if error:
         raise OSError(error, os.strerror(error))
-    table.map(fd)
     return table

@@ -12,18 +12,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 
 from fastjob._core.inheriting cimport has_heirs
 from fastjob._core.regions cimport GRANULE, GRANULE_BITS, Holders, current_epoch
-from fastjob._core.shm cimport (
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-    errno,
-    mmap,
-    munmap,
-    shm_add,
-    shm_load,
-)
+from fastjob._core.shm cimport errno, shm_add, shm_load, shm_map, shm_unmap
 
 import os
 
@@ -50,7 +39,7 @@ cdef class View:
     def __dealloc__(self):
         cdef Holders *holders
         if self.private != NULL:
-            munmap(self.private, self.private_size)
+            shm_unmap(self.private, self.private_size)
         if self.table is None or self.table.epoch != current_epoch():
             return
         if self.counted:
@@ -67,9 +56,8 @@ cdef class View:
         cdef size_t size = self.offset + max(self.nbytes, <size_t>1) - start
         if self.region.fd < 0:
             raise ValueError("mode 'c' needs a link that keeps descriptors")
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_NORESERVE, self.region.fd, start)
-        if address == MAP_FAILED:
+        cdef void *address = shm_map(self.region.fd, start, size, True)
+        if address == NULL:
             raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
         self.private = address
         self.private_size = size

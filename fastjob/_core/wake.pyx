@@ -2,29 +2,11 @@
 
 cimport cython
 
-from fastjob._core.libc cimport close
+from fastjob._core.libc cimport fj_close, fj_ring, fj_silence
 
 import os
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <unistd.h>
-    static void fj_ring(int fd)
-    {
-        /* Eight bytes: what an eventfd takes.  A full pipe is as good as rung. */
-        uint64_t one = 1;
-        ssize_t done = write(fd, &one, sizeof one);
-        (void)done;
-    }
-    static void fj_silence(int fd)
-    {
-        char bytes[64];
-        while (read(fd, bytes, sizeof bytes) == (ssize_t)sizeof bytes) {}
-    }
-    """
-    void fj_ring(int fd) nogil
-    void fj_silence(int fd) nogil
+from fastjob._core.sockets import stream_pair
 
 
 @cython.final
@@ -40,15 +22,13 @@ cdef class Wake:
         if hasattr(os, "eventfd"):
             self.fd = self.writer = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         else:
-            self.fd, self.writer = os.pipe()
-            os.set_blocking(self.fd, False)
-            os.set_blocking(self.writer, False)
+            self.fd, self.writer = stream_pair()
 
     def __dealloc__(self):
         if self.writer >= 0 and self.writer != self.fd:
-            close(self.writer)
+            fj_close(self.writer)
         if self.fd >= 0:
-            close(self.fd)
+            fj_close(self.fd)
 
     def __call__(self):
         """Make the descriptor readable."""

@@ -57,6 +57,8 @@ cdef struct Header:
 cdef class Channel:
     # One owner at a time: the thread that holds the lease, or the worker.
     cdef readonly int fd
+    # Handle of the process at the other end, where descriptors do not travel.
+    cdef int64_t process
     cdef char *out          # bytes not yet written: out[out_start:out_end]
     cdef size_t out_start, out_end, out_room
     cdef char *inp          # bytes read and not yet taken: inp[in_start:in_end]
@@ -73,6 +75,7 @@ cdef class Channel:
     cdef int flush(self, bint wait) except -1
     cdef Py_ssize_t receive(self, bint wait) except -2
     cdef bytes next(self)
+    cdef int fetch(self, const char *names) except -1
     cdef list take_fds(self)
     cdef void discard(self) noexcept
     cdef void _close(self) noexcept

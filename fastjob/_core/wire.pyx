@@ -2,7 +2,9 @@
 
 A frame is a fixed header and a body.  Descriptors (of shared memory regions) travel
 with, or before, the bytes of their frame; the kernel keeps their order, so a receiver
-hands each frame as many as its header names.
+hands each frame as many as its header names.  Where descriptors cannot travel (Windows)
+the body begins with the sender's handles, and the receiver copies them out of the
+sending process before it looks at the rest.
 
 Who may block.  The caller never blocks in writing: what the socket does not take
 stays in `out` and goes when ``poll`` says so, while the caller goes on reading.  A
@@ -19,19 +21,24 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMFILE, errno
+from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from fastjob._core.libc cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, close, fj_recv, fj_send, poll, pollfd,
+    DESCRIPTORS_TRAVEL, POLLOUT, fj_close, fj_fetch, fj_prepare, fj_recv, fj_send, poll,
+    pollfd,
 )
+from fastjob._core.shm cimport shm_close
 
 import os
-from _socket import socketpair
+
+from fastjob._core.sockets import stream_pair
 
 cdef enum:
     MAGIC = 0x314A4246
     FIRST_ROOM = 1 << 16
+    NAME_BYTES = 4          # of a descriptor, where they do not travel
     KEEP_ROOM = 1 << 20     # a buffer that grew above this is given back when empty
 
 cdef uint64_t MAX_BODY = <uint64_t>1 << 40
@@ -67,8 +74,9 @@ def pair():
     In compiled code, so that no interrupt comes between the making of a descriptor
     and the object that will close it.
     """
-    ours, theirs = socketpair()
-    return Channel(ours.detach()), Channel(theirs.detach())
+    cdef int ours, theirs
+    ours, theirs = stream_pair()
+    return Channel(ours), Channel(theirs)
 
 
 @cython.final
@@ -90,11 +98,23 @@ cdef class Channel:
         self.inp = <char *>malloc(FIRST_ROOM)
         if self.out is NULL or self.inp is NULL:
             raise MemoryError
+        if fj_prepare(fd) < 0:
+            raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
         self._close()
         free(self.out)
         free(self.inp)
+
+    def reach(self, int64_t process):
+        """Name the process at the other end, for where descriptors do not travel.
+
+        Parameters
+        ----------
+        process : int
+            A handle of it, which stays the giver's.
+        """
+        self.process = process
 
     def close(self):
         """Close the socket and every descriptor received but not claimed."""
@@ -102,11 +122,11 @@ cdef class Channel:
 
     cdef void _close(self) noexcept:
         if self.fd >= 0:
-            close(self.fd)
+            fj_close(self.fd)
             self.fd = -1
         if self.fds_in is not None:
             for fd in self.fds_in:
-                close(<int>fd)
+                shm_close(<int>fd)
             self.fds_in = []
 
     cdef int put(self, Kind kind, int flags, uint32_t number, uint32_t count,
@@ -116,6 +136,10 @@ cdef class Channel:
         cdef Header header
         cdef size_t need = sizeof(Header) + size
         cdef int n_fds = 0 if fds is None else <int>len(fds)
+        cdef bytes names = b""
+        if n_fds and not DESCRIPTORS_TRAVEL:
+            names = b"".join([(<int>fd).to_bytes(NAME_BYTES, "little") for fd in fds])
+            need += len(names)
         if self.out_end + need > self.out_room:
             self.out = grown(self.out, self.out_start, self.out_end, self.out_room,
                              need, &self.out_room)
@@ -127,15 +151,19 @@ cdef class Channel:
         header.n_fds = <unsigned short>n_fds
         header.number = number
         header.count = count
-        header.size = size
+        header.size = need - sizeof(Header)
         header.stamp = stamp
         header.extra = extra
         header.ended = ended
         memcpy(self.out + self.out_end, &header, sizeof(Header))
+        self.out_end += sizeof(Header)
+        if names:
+            memcpy(self.out + self.out_end, <char *>names, len(names))
+            self.out_end += len(names)
         if size:
-            memcpy(self.out + self.out_end + sizeof(Header), body, size)
-        self.out_end += need
-        if n_fds:
+            memcpy(self.out + self.out_end, body, size)
+            self.out_end += size
+        if n_fds and DESCRIPTORS_TRAVEL:
             self.fds_out.extend(fds)
         return 0
 
@@ -154,7 +182,6 @@ cdef class Channel:
         """
         cdef ssize_t done
         cdef pollfd waiter
-        cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT
         cdef int fds[FJ_MAX_FDS]
         cdef int n_fds, i
         cdef size_t size
@@ -167,7 +194,7 @@ cdef class Channel:
                 size = 1    # no frame may be complete before its descriptors are there
             with nogil:
                 done = fj_send(self.fd, self.out + self.out_start, size,
-                               fds, n_fds, flags)
+                               fds, n_fds)
             if done >= 0:
                 self.out_start += done
                 del self.fds_out[:n_fds]
@@ -220,7 +247,7 @@ cdef class Channel:
             with nogil:
                 got = fj_recv(self.fd, self.inp + self.in_end,
                               self.in_room - self.in_end, fds, &n_fds,
-                              0 if wait else MSG_DONTWAIT)
+                              wait)
             if got >= 0:
                 break
             if got == -2:
@@ -245,7 +272,8 @@ cdef class Channel:
     cdef bytes next(self):
         """The body of the next whole frame, its header in `header`; None if none."""
         cdef Header head    # a copy: frames begin at any address
-        cdef size_t have = self.in_end - self.in_start
+        cdef size_t have = self.in_end - self.in_start, named = 0
+        cdef char *start
         cdef bytes body
         if have < sizeof(Header):
             return None
@@ -257,8 +285,11 @@ cdef class Channel:
         if have < sizeof(Header) + head.size:
             return None
         self.header = head
-        body = PyBytes_FromStringAndSize(self.inp + self.in_start + sizeof(Header),
-                                         head.size)
+        start = self.inp + self.in_start + sizeof(Header)
+        if head.n_fds and not DESCRIPTORS_TRAVEL:
+            self.fetch(start)
+            named = head.n_fds * NAME_BYTES
+        body = PyBytes_FromStringAndSize(start + named, head.size - named)
         self.in_start += sizeof(Header) + self.header.size
         if self.in_start == self.in_end:
             self.in_start = self.in_end = 0
@@ -270,6 +301,21 @@ cdef class Channel:
                     self.in_room = 0
                     raise MemoryError
         return body
+
+    cdef int fetch(self, const char *names) except -1:
+        """Get the descriptors whose names are the first bytes of the body."""
+        cdef int i, fd
+        cdef int32_t name
+        if self.header.size < self.header.n_fds * NAME_BYTES:
+            raise WireError("a message came without its descriptors")
+        for i in range(self.header.n_fds):
+            memcpy(&name, names + i * NAME_BYTES, NAME_BYTES)
+            fd = fj_fetch(self.process, name)
+            if fd < 0:
+                raise WireError(
+                    f"the sender's memory is out of reach: {os.strerror(errno)}")
+            self.fds_in.append(fd)
+        return 0
 
     cdef list take_fds(self):
         """The descriptors of the frame that `next` returned."""

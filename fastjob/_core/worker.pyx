@@ -28,7 +28,6 @@ from fastjob._core.wire cimport (
 )
 
 import os
-import resource
 import sys
 
 cdef extern from "Python.h":
@@ -370,7 +369,7 @@ def resident_bytes(statm="/proc/self/statm"):
     """Memory of this process that is not swapped out."""
     try:
         with open(statm, "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:   # no such file on this system
         import psutil
 

@@ -6,6 +6,7 @@ import _signal as signal  # type: ignore[import-not-found]  # it alone needs no 
 import os
 import sys
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.status import StatusPage, die_with_parent
 from fastjob._core.wire import Channel
 from fastjob._core.worker import Worker
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
 failed_preloads: dict[str, BaseException] = {}
 
 
-def take_over(first: int, with_site: bool) -> int:
+def use_site() -> None:
+    """Find modules through the hooks that ``site`` installs, and nowhere else."""
+    import site
+
+    path = sys.path[:]
+    site.main()
+    sys.path[:] = path
+
+
+def take_over(first: int) -> int:
     """At the start of an interpreter: let go of everything of the caller.
 
     Parameters
@@ -28,20 +38,12 @@ def take_over(first: int, with_site: bool) -> int:
     first : int
         Descriptors from this one on are closed: C code of the caller may have left
         them open for any child to inherit.
-    with_site : bool
-        Whether modules are found through hooks that ``site`` installs.
 
     Returns
     -------
     int
         Descriptor of what was standard input, which is empty from now on.
     """
-    if with_site:
-        import site
-
-        path = sys.path[:]
-        site.main()
-        sys.path[:] = path
     limit = os.sysconf("SC_OPEN_MAX")
     try:
         limit = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
@@ -84,15 +86,26 @@ def main(parent: int, fd: int, page: StatusPage, slot: int) -> int:
     return 0
 
 
-def serve(fd: int, page: StatusPage, slot: int) -> None:
-    """Serve the caller at the other end of `fd` until it closes it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def serve(fd: int, page: StatusPage, slot: int, caller: int = 0) -> None:
+    """Serve the caller at the other end of `fd` until it closes it.
+
+    Parameters
+    ----------
+    fd : int
+    page : StatusPage
+    slot : int
+    caller : int
+        A handle of the caller's process, on Windows.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reseed()
     lines.install(page.fd)
     channel = Channel(fd)
+    channel.reach(caller)
     # A process forked by a task must not keep the caller's socket.
-    os.register_at_fork(after_in_child=channel.close)
+    register_at_fork(after_in_child=channel.close)
     adopted = Adopted(failed_preloads)
     Worker(channel, page, slot, adopted).serve()
     adopted.notes.keep()  # from here on nobody listens

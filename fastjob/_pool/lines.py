@@ -9,6 +9,7 @@ of a batch.
 The system does not tear short writes into a pipe apart, but long ones.  Therefore
 workers write one after the other, under a lock on one byte of a file that all of them
 have open anyway, the status page.  The system lifts that lock when a worker dies.
+(Windows does not tear them.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import io
 import os
 import sys
 from _thread import RLock, get_ident
+
+from fastjob._core.forks import register_at_fork
 
 #: Characters that a thread may write without an end of line before they appear.
 MOST_HELD = 1 << 20
@@ -46,7 +49,7 @@ class Lines(io.TextIOWrapper):
         self._common = common
         self._held: dict[int, io.StringIO] = {}
         self._lock = RLock()
-        os.register_at_fork(after_in_child=self._after_fork)
+        register_at_fork(after_in_child=self._after_fork)
 
     def write(self, text: str, /) -> int:
         """Write up to the last end of line; hold back what follows it."""
@@ -82,13 +85,13 @@ class Lines(io.TextIOWrapper):
                 self._emit(self._held.popitem()[1].getvalue())
 
     def _emit(self, text: str) -> None:
-        if self._common >= 0:
+        if sys.platform != "win32" and self._common >= 0:
             os.lockf(self._common, os.F_LOCK, 1)
         try:
             super().write(text)
             super().flush()
         finally:
-            if self._common >= 0:
+            if sys.platform != "win32" and self._common >= 0:
                 os.lockf(self._common, os.F_ULOCK, 1)
 
     def _after_fork(self) -> None:

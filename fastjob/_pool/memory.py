@@ -13,6 +13,7 @@ from _thread import allocate_lock
 
 from fastjob._core.environment import variable
 from fastjob._core.forks import register_at_fork
+from fastjob._core.regions import total_memory
 from fastjob._core.segments import Store
 from fastjob._core.starting import start_bare_thread
 
@@ -64,7 +65,7 @@ def warm_limit() -> int:
     asked = os.environ.get("FASTJOB_WARM_BYTES", "")
     if asked.isdecimal():
         return int(asked)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16
+    return total_memory() // 16
 
 
 def tidy() -> None:

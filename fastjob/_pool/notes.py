@@ -31,12 +31,12 @@ anything.  So whoever writes holds `lock`:
 from __future__ import annotations
 
 import _pickle as pickle  # the module around it takes 4 ms to import
-import os
 import sys
 import warnings
 from _thread import allocate_lock, get_ident
 from collections import deque
 
+from fastjob._core.forks import register_at_fork
 from fastjob._core.pickling import dumps, loads
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ class Notes:
         self.show = warnings.showwarning
         self.call_handlers: Any = None
         self.by_default: list[logging.Handler] = []
-        os.register_at_fork(after_in_child=self._after_fork)
+        register_at_fork(after_in_child=self._after_fork)
 
     def patch_logging(self) -> None:
         """See every record before the handlers do; harmless when repeated."""

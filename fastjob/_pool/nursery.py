@@ -211,7 +211,9 @@ class Nursery:
 
 def main(with_site: bool) -> None:
     """Run the nursery; standard input is the control socket."""
-    control = child.take_over(3, with_site)
+    if with_site:
+        child.use_site()
+    control = child.take_over(3)
     try:
         nursery = Nursery(socket(fileno=control))
         nursery.serve()

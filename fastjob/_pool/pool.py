@@ -240,9 +240,12 @@ class Pool:
             # A task has shut the worker's own socket down.
             self.kill(peer)
             return {"pid": pid}
-        if status < 0:
+        if sys.platform == "win32":
+            exitcode = status & 0xFFFFFFFF
+        elif status < 0:
             return {"pid": pid}  # somebody else has taken its status
-        exitcode = os.waitstatus_to_exitcode(status)
+        else:
+            exitcode = os.waitstatus_to_exitcode(status)
         return {
             "pid": pid,
             "exitcode": exitcode,

@@ -1,24 +1,17 @@
 """Workers that are interpreters of their own, for systems without a nursery.
 
 Each worker has a thread of the caller: it starts the process, waits for its end, and
-does what the nursery does then. It kills the rest of the process group, writes status
-and peak memory into the page, and shuts down its copy of the worker's socket, which
-ends the stream.
+does what the nursery does then: it kills what is left of what the worker has started,
+writes status and peak memory into the page, and shuts down its copy of the worker's
+socket, which ends the stream.
 
-    caller ──private socketpair──▶ worker      (descriptor 0)
-       ├──── status page ────────▶             (3)
-       └──── lifeline ───────────▶             (4; never written to)
-
-Why a thread a worker: waiting for one child by its number is the one way that every
-system has and that takes no other child's status from the user's own code. The thread
-also starts the process, since Ctrl-C interrupts only the main thread: no interrupt can
-come between the start and the moment when the number is known.
+What is special to a system (how a worker is given its socket, and started, and killed)
+is in ``hosting_posix.py`` and ``hosting_windows.py``.
 
 No way of dying leaves a process behind:
 
-- the caller closes the starter or dies, SIGKILL included: the lifeline and the sockets
-  end. A worker without a task ends by itself; in any other a thread kills its group
-  after a moment (``lifeline.pyx``);
+- the caller closes the starter or dies, in whatever way: its end of the sockets, and
+  the lifeline or the jobs, end too, and the workers with them;
 - a worker dies: its thread here kills the rest of its group. The user's code may have
   taken its status, with ``waitpid(-1)`` or by ignoring SIGCHLD; then the end is known
   all the same, and only the status is not.
@@ -29,7 +22,7 @@ A kill and an end race:
 2. before the thread has the lock, somebody asks for a kill, which goes to that number.
 
 Numbers are given out in turn, so in that moment nobody else has got it: the kill finds
-nothing. Once the thread has had the lock the number is not in `_pids` any more.
+nothing. Once the thread has had the lock the number is not in `_living` any more.
 
 Ctrl-C may come between any two steps of Python code in the main thread. A ``with`` of a
 lock written in C has no such step between taking it and being bound to give it back;
@@ -39,24 +32,26 @@ that of a ``threading.Condition`` has one, and the workers' threads would wait f
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sys
 from _socket import SHUT_RDWR, socket
 from _thread import RLock, allocate_lock
 
 from fastjob._core.starting import start_bare_thread
-from fastjob._pool.spawned import LIFELINE, PAGE
 from fastjob._pool.starter import (
     FAREWELL,
     ONE_THREAD,
     Starter,
-    end,
     interpreter_options,
     needs_site,
     search_path,
 )
 from fastjob.errors import NurseryError
+
+if sys.platform == "win32":
+    from fastjob._pool.hosting_windows import Host, Process
+else:
+    from fastjob._pool.hosting_posix import Host, Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,22 +59,9 @@ if TYPE_CHECKING:
 
 BOOT = (
     "import sys; sys.path[:] = {path!r}; "
-    "from fastjob._pool.spawned import main; main({slot}, {preload!r}, {site!r})"
+    "from fastjob._pool.spawned import main; "
+    "main({slot}, {preload!r}, {site!r}, *{ends!r})"
 )
-
-#: The status of a worker that somebody else has reaped.
-UNKNOWN = -1
-
-#: What the system counts peak memory in, in KiB.
-PEAK_UNIT = 1024 if sys.platform == "darwin" else 1
-
-#: Descriptors from here on cannot be in the way of those that a worker is given.
-FIRST_FREE = 10
-
-
-def copy_above(fd: int) -> int:
-    """A copy of a descriptor that no place of a worker's can collide with."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
 
 
 class Spawner(Starter):
@@ -91,11 +73,13 @@ class Spawner(Starter):
         #: Taken while there are workers: who waits for their end waits for it.
         self._occupied = allocate_lock()
         # All under the lock.
-        self._pids: dict[int, int] = {}  # slot -> pid, from start to end
+        self._living: dict[int, Process] = {}  # by slot, from start to end
+        #: By slot, also after the end: what a worker has sent may still be fetched.
+        self._known: dict[int, Process] = {}
         self._links: dict[int, socket] = {}  # slot -> copy of the worker's end
         self._doomed: set[int] = set()  # slots to be killed as soon as they are born
-        self._lifeline = -1  # writing end; -1 when not started or closed
-        self._given: list[tuple[int, int]] = []  # (ours, the worker's) descriptors
+        self._host: Host | None = None  # None when not started, or gone
+        self._open = False
         self._path: list[str] = []
         # All workers put sets into the same order, as the forks of one process do.
         self._hash_seed = str(int.from_bytes(os.urandom(3), "big"))
@@ -107,10 +91,8 @@ class Spawner(Starter):
                 f"Cannot start {sys.executable} to make worker processes: there is no "
                 "such program."
             )
-        read, self._lifeline = os.pipe()
-        self._given.append((copy_above(read), LIFELINE))
-        os.close(read)
-        self._given.append((copy_above(self.page.fd), PAGE))
+        self._host = Host(self.page)
+        self._open = True
         self._path = search_path()
 
     def preload(self, modules: Iterable[str]) -> None:
@@ -118,15 +100,18 @@ class Spawner(Starter):
         self._path = search_path()
 
     def fork(self, slot: int, fd: int) -> None:
+        host = self._host
+        assert host is not None  # it is alive
         boot = BOOT.format(
             path=self._path,
             slot=slot,
             preload=tuple(sorted(self.preloaded)),
             site=needs_site(),
+            ends=host.ends(),
         )
         argv = [sys.executable, *interpreter_options(), "-c", boot]
         environ = {"PYTHONHASHSEED": self._hash_seed, **os.environ, **ONE_THREAD}
-        link = socket(fileno=copy_above(fd))
+        link = host.copy(fd)
         with self._lock:
             self._occupied.acquire(False)
             self._links[slot] = link
@@ -141,33 +126,23 @@ class Spawner(Starter):
         self, slot: int, link: socket, argv: list[str], environ: dict[str, str]
     ) -> None:
         """The thread of one worker."""
-        places = [(link.fileno(), 0), *self._given]
+        host = self._host
         try:
-            pid = os.posix_spawn(
-                sys.executable,
-                argv,
-                environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, *place) for place in places],
-                # Ctrl-C at a terminal reaches the caller's group alone.
-                setpgroup=0,
-                setsigmask=(),
-            )
+            assert host is not None  # it has a link
+            process = host.start(link, argv, environ)
         except OSError as error:
             self.page.failed(slot, error.errno or 0)
         else:
             with self._lock:
-                self.page.born(slot, pid)
-                self._pids[slot] = pid
+                self.page.born(slot, process.pid, process.handle)
+                self._living[slot] = self._known[slot] = process
+                process.begin()
                 if slot in self._doomed:
-                    end(pid)
-            try:
-                _, status, usage = os.wait4(pid, 0)
-                peak = usage.ru_maxrss // PEAK_UNIT
-            except ChildProcessError:
-                status, peak = UNKNOWN, 0
+                    process.end()
+            status, peak = process.wait()
             with self._lock:
-                del self._pids[slot]
-                end(pid)  # the rest of its group
+                del self._living[slot]
+                process.end()  # what its tasks have started
             self.page.exited(slot, status, peak)
         self._over(slot, link)
 
@@ -184,33 +159,33 @@ class Spawner(Starter):
 
     def kill(self, slot: int) -> None:
         with self._lock:
-            if slot in self._pids:
-                end(self._pids[slot])
+            if slot in self._living:
+                self._living[slot].end()
             elif slot in self._links:
                 self._doomed.add(slot)
 
     def close(self) -> None:
         with self._lock:
-            if self._lifeline >= 0:
-                os.close(self._lifeline)
-                self._lifeline = -1
+            self._open = False
+            if self._host is not None:
+                self._host.sever()
             for link in self._links.values():
                 shut(link)
             self._let_go()
 
     def _let_go(self) -> None:
         """Close what is given to new workers, once there will be none."""
-        if self._lifeline < 0 and not self._links:
-            while self._given:
-                os.close(self._given.pop()[0])
+        if self._host is not None and not self._open and not self._links:
+            self._host.close()
+            self._host = None
 
     def forget(self) -> None:
         # The threads are not in this process; one may have held the lock.
-        for fd in (self._lifeline, *(ours for ours, _ in self._given)):
-            if fd >= 0:
-                os.close(fd)
-        self._lifeline = -1
-        self._given.clear()
+        self._open = False
+        if self._host is not None:
+            self._host.sever()
+            self._host.close()
+            self._host = None
         for link in self._links.values():
             link.close()
 
@@ -219,8 +194,8 @@ class Spawner(Starter):
             return False
         if not self._deserted(min(seconds, FAREWELL)):
             with self._lock:
-                for pid in self._pids.values():
-                    end(pid)
+                for process in self._living.values():
+                    process.end()
         return self._deserted(max(seconds - FAREWELL, 0))
 
     def _deserted(self, seconds: float) -> bool:
@@ -230,7 +205,7 @@ class Spawner(Starter):
         return not self._links
 
     def alive(self) -> bool:
-        return self._lifeline >= 0
+        return self._open
 
 
 def shut(link: socket) -> None:

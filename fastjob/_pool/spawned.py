@@ -1,36 +1,42 @@
-"""A worker that is an interpreter of its own, from its start to its end.
-
-The caller has put the worker's socket at descriptor 0, the status page at 3 and the
-lifeline at 4 (`spawn.Spawner`), and made the process the leader of its group.
-"""
+"""A worker that is an interpreter of its own, from its start to its end."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from fastjob._core.lifeline import hold
 from fastjob._core.status import StatusPage
 from fastjob._pool import child
-from fastjob._pool.starter import FAREWELL
 
-PAGE, LIFELINE = 3, 4
+if sys.platform == "win32":
+    from fastjob._pool.hosting_windows import take_over
+else:
+    from fastjob._pool.hosting_posix import take_over
 
 
-def main(slot: int, preload: tuple[str, ...], with_site: bool) -> None:
-    """Run the worker of a slot."""
+def main(slot: int, preload: tuple[str, ...], with_site: bool, *ends: int) -> None:
+    """Run the worker of a slot.
+
+    Parameters
+    ----------
+    slot : int
+    preload : tuple of str
+        Modules to import first.
+    with_site : bool
+        Whether modules are found through hooks that ``site`` installs.
+    *ends : int
+        What `Host.ends` has said.
+    """
     code = 1
     try:
-        try:
-            hold(LIFELINE, FAREWELL)
-        except OSError as error:
-            StatusPage(PAGE).cannot_begin(slot, error.errno or 0)
+        given = take_over(slot, *ends)
+        if given is None:
             return
-        link = child.take_over(LIFELINE + 1, with_site)
-        for fd in (PAGE, LIFELINE):
-            os.set_inheritable(fd, False)
+        link, page, caller = given
+        if with_site:
+            child.use_site()
         child.preload(preload)
-        child.serve(link, StatusPage(PAGE), slot)
+        child.serve(link, StatusPage(page), slot, caller)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

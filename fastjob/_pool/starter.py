@@ -1,9 +1,9 @@
 """What starts worker processes, and says how each has ended.
 
 There are two kinds. On Linux a nursery forks the workers (`launch.Nursery`). Where
-there is none, because the system has no packet sockets or because its libraries do not
-survive a fork without an exec (macOS), each worker is an interpreter of its own
-(`spawn.Spawner`). ``FASTJOB_START_METHOD``, one of "nursery" and "spawn", chooses.
+there is none, because the libraries of the system do not survive a fork without an exec
+(macOS) or because there are no forks (Windows), each worker is an interpreter of its
+own (`spawn.Spawner`). ``FASTJOB_START_METHOD``, one of "nursery" and "spawn", chooses.
 
 Both keep one contract, and the rest of fastjob does not know which it has:
 
@@ -109,7 +109,7 @@ def start_method() -> str:
 
 
 def end(pid: int) -> None:
-    """Kill a worker's process group, and the worker if it has none yet."""
+    """Kill a worker's process group, and the worker if it has none yet; on POSIX."""
     for kill in (os.killpg, os.kill):
         try:
             kill(pid, signal.SIGKILL)
@@ -127,12 +127,14 @@ def why_none() -> str | None:
     """
     if not sys.executable:
         return "this Python is embedded in another program"
-    if not hasattr(os, "posix_spawn"):
+    if sys.platform != "win32" and not hasattr(os, "posix_spawn"):
         return "this system starts no programs"
     try:
         pair()
     except OSError as error:
         return f"no sockets: {error.strerror}"
+    if sys.platform == "win32":
+        return None
     try:
         pid = os.posix_spawn("", ["no program"], {})
     except FileNotFoundError:

@@ -44,6 +44,8 @@ _ACCESS = {
 
 def reachable() -> bool:
     """Whether other processes of this user can open this one's descriptors."""
+    if sys.platform != "linux":
+        return False
     try:
         return os.stat("/proc/self/fd").st_uid == os.geteuid()
     except OSError:
@@ -106,7 +108,7 @@ class Arguments:
     def _map(self, path: str, offset: int, nbytes: int) -> Mapping:
         access = _ACCESS[self.mode]
         flags = os.O_RDWR if access == mmap.ACCESS_WRITE else os.O_RDONLY
-        fd = os.open(path, flags | os.O_CLOEXEC)
+        fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
         try:
             mapping = Mapping(fd, nbytes, access=access, offset=offset)
         finally:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import pickle
 import warnings
 from multiprocessing import connection
@@ -236,7 +235,7 @@ class _Watch:
         self.made = made
         self.tell = tell
         self.n_workers = len(made)
-        self.stop_read, self.stop_write = os.pipe()
+        self.stopped, self._stop = connection.Pipe(duplex=False)
         self.thread = start_thread(self._run, "fastjob-multiprocessing-watch")
 
     def _run(self) -> None:
@@ -244,8 +243,8 @@ class _Watch:
         while True:
             alive = {p.sentinel: p for p in self.made if p not in ended and _started(p)}
             patience = None if len(alive) >= self.n_workers else REPLACING
-            ready = connection.wait([*alive, self.stop_read], patience)
-            if self.stop_read in ready:
+            ready = connection.wait([*alive, self.stopped], patience)
+            if self.stopped in ready:
                 return
             for sentinel in ready:
                 process = alive[sentinel]
@@ -262,10 +261,10 @@ class _Watch:
         return process.exitcode  # type: ignore[no-any-return]
 
     def stop(self) -> None:
-        os.write(self.stop_write, b"x")
+        self._stop.send_bytes(b"x")  # its end would not be seen: workers have it too
         self.thread.join()
-        os.close(self.stop_read)
-        os.close(self.stop_write)
+        self.stopped.close()
+        self._stop.close()
 
 
 def _started(process: Any) -> bool:
