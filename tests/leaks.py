@@ -174,6 +174,8 @@ def left_behind(
         thread
         for thread in now.threads - before.threads
         if not isinstance(thread, threading._DummyThread)
+        # It watches the time of a test where there is no SIGALRM.
+        and not thread.name.startswith("pytest_timeout")
     }
     if pool_may_stay:
         processes = {process for process in processes if not _is_pool(process)}
