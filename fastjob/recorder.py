@@ -15,7 +15,7 @@ An engine, if ``call.timeline`` is not None, from any thread:
 
 - ``batch(worker, start_ns, end_ns, n_tasks, first_index, ...)`` once for each batch
   that has run.  ``worker`` is the process id of a worker process, or the native id of
-  a thread.  Times are ``time.monotonic_ns()``, which is one clock for all processes,
+  a thread.  Times are ``time.perf_counter_ns()``, which is one clock for all processes,
   taken where the tasks ran: when the first began and when the last ended.  What else it
   knows goes in the other parameters; 0 is unknown.  An engine that runs single tasks
   joins those that follow each other on one worker (``_core/spans.pyx``), so that a
@@ -44,7 +44,7 @@ from __future__ import annotations
 import os
 import threading
 from heapq import heappush, heappushpop
-from time import monotonic_ns
+from time import perf_counter_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Recorder:
         folder = os.path.dirname(self.path)
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"No folder {folder} to write the timeline to.")
-        self.begin = monotonic_ns()
+        self.begin = perf_counter_ns()
         self.pid = os.getpid()
         self._lock = threading.Lock()
         self._lanes: dict[int, int] = {}
@@ -151,7 +151,7 @@ class Recorder:
                 "cpus": _cpu_count(),
                 "memory": _memory_total(),
                 "resolution": self._resolution,
-                "end": monotonic_ns() - self.begin,
+                "end": perf_counter_ns() - self.begin,
                 "n_calls": self._n_calls,
                 "calls": [{**c, **self._relative(c)} for c in calls[:MAX_CALLS]],
                 "lanes": self._lanes_with_sums(),
@@ -258,7 +258,7 @@ class Recorder:
 
     def _coarsen(self) -> None:
         """Join neighbours on each lane until half of the spans are left."""
-        elapsed = monotonic_ns() - self.begin
+        elapsed = perf_counter_ns() - self.begin
         step = self._resolution or max(1, elapsed // MAX_SPANS)
         while len(self._spans) > MAX_SPANS // 2:
             kept: list[list[int]] = []
@@ -301,12 +301,12 @@ class Recorder:
             add_up(self._losses, call.losses())
             if len(self._calls) < MAX_CALLS:
                 self._calls.append(call.facts())
-            if monotonic_ns() - self._peaks_read > PEAK_INTERVAL_NS:
+            if perf_counter_ns() - self._peaks_read > PEAK_INTERVAL_NS:
                 self._read_peaks()
 
     def _read_peaks(self) -> None:
         """Note the memory of the workers there are; the lock is held."""
-        self._peaks_read = monotonic_ns()
+        self._peaks_read = perf_counter_ns()
         for facts in self._lane_facts:
             if facts["kind"] == "process":
                 peak = _peak_memory(facts["worker"])
@@ -326,7 +326,7 @@ class CallTimeline:
         write: bool,
     ) -> None:
         self.number = number
-        self.start_ns = monotonic_ns()
+        self.start_ns = perf_counter_ns()
         self._recorder = recorder
         self._lock = recorder._lock
         self._backend = backend
@@ -403,7 +403,7 @@ class CallTimeline:
         """End the recording of this call; nothing happens the second time."""
         if self._end_ns:
             return
-        self._end_ns = monotonic_ns()
+        self._end_ns = perf_counter_ns()
         self._recorder._end_call(self)
         if self._write:
             self._recorder.write_or_warn()
@@ -417,7 +417,7 @@ class CallTimeline:
             "n_jobs": self._n_jobs,
             "total": self._total,
             "start": self.start_ns,
-            "end": self._end_ns or monotonic_ns(),
+            "end": self._end_ns or perf_counter_ns(),
             "busy": sum(lane[2] for lane in lanes),
             "tasks": sum(lane[3] for lane in lanes),
             "lanes": len(lanes),
@@ -429,7 +429,7 @@ class CallTimeline:
         ``starting`` is before a worker's first task, ``ending`` after its last one,
         ``unused`` belongs to workers that got no task, ``between`` is the rest.
         """
-        end = self._end_ns or monotonic_ns()
+        end = self._end_ns or perf_counter_ns()
         wall = end - self.start_ns
         lanes = list(self._lanes.values())
         # A worker that died was replaced: more lanes than workers share the time.

@@ -62,6 +62,13 @@ def _settle() -> None:
     gc.freeze()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if sys.platform == "win32":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip(reason="uses what only POSIX has"))
+
+
 def pytest_collection_finish() -> None:
     _settle()
 

@@ -28,7 +28,7 @@ class Gate:
 
     def open(self):
         self._file.close()
-        if sys.platform == "win32":
+        if sys.platform == "win32" and os.path.exists(self.path):
             os.replace(self.path, self.path + ".open")
 
     def wait(self):

@@ -519,6 +519,7 @@ def clocks(argument, array=None):
     return argument.when_rebuilt, task_began()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("with_array", [False, True])
 def test_the_clock_of_a_time_limit_does_not_run_while_arguments_are_rebuilt(
@@ -582,6 +583,7 @@ def block_signals_and_hang(i, at, gate):
     return i
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("batch_size", ["auto", 1, 5])
 def test_a_task_that_takes_too_long_is_ended(batch_size):
     with Gate() as gate:
@@ -596,6 +598,7 @@ def test_a_task_that_takes_too_long_is_ended(batch_size):
         assert found[:3] + found[4:] == [i for i in range(20) if i != 3]
 
 
+@pytest.mark.posix
 def test_a_time_limit_raises_and_leaves_the_pool_usable():
     with Gate() as gate:
         with pytest.raises(errors.TaskTimeoutError):
@@ -849,6 +852,7 @@ def test_a_call_of_two_tiny_tasks_comes_to_wake_one_worker():
     until(lambda: sends() == 1)
 
 
+@pytest.mark.posix
 def test_two_tasks_that_wait_for_each_other_run_at_once_though_they_were_fast_before():
     remember(meet, 100.0)
     with Bell() as first, Bell() as second:

@@ -41,6 +41,7 @@ def test_the_working_directory_follows_the_caller(tmp_path, monkeypatch):
         assert ask(os.getcwd) == [str(folder)] * 4
 
 
+@pytest.mark.posix
 def test_a_working_directory_that_is_gone_does_not_matter(tmp_path, monkeypatch):
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -584,6 +584,7 @@ class TestContext:
 
 
 class TestInterrupts:
+    @pytest.mark.posix
     def test_ctrl_c_leaves_a_call_whose_tasks_are_stuck(self, gate):
         main = threading.main_thread().ident
 

@@ -146,7 +146,7 @@ cdef class SequentialEngine:
         if index % self.batch == 0:
             self.counters.dispatched_batches += 1
         if self.timed:
-            started = time.monotonic()
+            started = time.perf_counter()
         if self.spans is not None:
             self.spans.begin(index)
         try:
@@ -180,13 +180,13 @@ cdef class SequentialEngine:
             self.counters.retried_tasks += 1
             if self.spans is not None:
                 self.spans.tell("retry", f"task {index}, attempt {attempt}")
-            started = time.monotonic()
+            started = time.perf_counter()
             try:
                 return run_task(task)
             except BaseException as another:
                 error = another
         self.counters.failed_tasks += 1
-        elapsed = time.monotonic() - started
+        elapsed = time.perf_counter() - started
         text = attach(error, index, task[0], task[1], task[2], self.call.show_values)
         if self.spans is not None:
             self.spans.tell("error", text.split("\n", 2)[1])

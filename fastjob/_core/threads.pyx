@@ -156,7 +156,7 @@ cdef class ThreadEngine(Board):
     # for each thread, as many as have to be there to begin.
     cdef int fill(self) except -1:
         cdef long long n = self.window
-        cdef double end = time.monotonic() + HOLD_BACK
+        cdef double end = time.perf_counter() + HOLD_BACK
         if self.call.ahead_in_batches and n:
             n = min(n, self.call.n_jobs)
         lock_leaf(self.lock)
@@ -166,7 +166,7 @@ cdef class ThreadEngine(Board):
             self.pull()
             if self.taken % 256 == 0:
                 handle_pending()
-            if time.monotonic() > end:
+            if time.perf_counter() > end:
                 return 0
             lock_leaf(self.lock)
         unlock_leaf(self.lock)
@@ -180,7 +180,7 @@ cdef class ThreadEngine(Board):
         cdef int i, attempt = 0
         cdef double left, now, nearest
         while True:
-            now = time.monotonic()
+            now = time.perf_counter()
             nearest = self.timeout
             task = None
             lock_leaf(self.lock)
@@ -356,7 +356,7 @@ cdef class ThreadEngine(Board):
         cdef bint dropped = False, stored = True
         cdef long long batch = max(1, self.call.batch_size)
         cdef bint measured = self.taken % MEASURE_EVERY == 0, slow = False
-        cdef double began = time.monotonic() if measured else 0
+        cdef double began = time.perf_counter() if measured else 0
         try:
             item = PyIter_Next(self.iterator)
             if item != NULL:
@@ -369,7 +369,7 @@ cdef class ThreadEngine(Board):
             self.end_input()
             return 0
         if measured:
-            slow = time.monotonic() - began > SLOW_INPUT
+            slow = time.perf_counter() - began > SLOW_INPUT
         lock_leaf(self.lock)
         if self.stopped:
             dropped = True  # and `pulling` stays set: the iterator is still ours
@@ -399,7 +399,7 @@ cdef class ThreadEngine(Board):
         cdef object value
         Py_DECREF(task)  # it was the queue's
         if self.timed:
-            started = time.monotonic()
+            started = time.perf_counter()
         if self.timeout > 0:
             self.expose(thread, task, entry, started)
         if spans is not None:
@@ -421,7 +421,7 @@ cdef class ThreadEngine(Board):
             if self.timeout > 0 and not self.claim(thread):
                 return False
             # The caller may not have been waiting, and so not have seen it.
-            if self.timeout > 0 and time.monotonic() - started > self.timeout:
+            if self.timeout > 0 and time.perf_counter() - started > self.timeout:
                 error = self.timeout_error(task, entry.index)
                 self.tell("timeout", thread.native_id,
                           f"task {entry.index}: over {self.timeout} s")
@@ -457,14 +457,14 @@ cdef class ThreadEngine(Board):
         if isinstance(error, Exception) and self.again(task, entry.index,
                                                        entry.attempt, native_id):
             return NOTHING
-        elapsed = time.monotonic() - started if self.timed else 0.0
+        elapsed = time.perf_counter() - started if self.timed else 0.0
         return self.settle_failure(task, entry.index, entry.attempt, error, elapsed,
                                    native_id)
 
     # Tell the timeline of what is not a task that has run.
     cdef int tell(self, str kind, long long native_id, str text) except -1:
         if self.call.timeline is not None:
-            self.call.timeline.event(kind, native_id, time.monotonic_ns(), text)
+            self.call.timeline.event(kind, native_id, time.perf_counter_ns(), text)
         return 0
 
     cdef object timeout_error(self, tuple task, long long index):

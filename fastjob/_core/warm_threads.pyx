@@ -71,7 +71,8 @@ cdef class WarmThread:
 
     # Wait to be leased; False if the thread shall end.
     cdef bint park(self) except -1:
-        cdef double now, end = time.monotonic() + min(self.idle_timeout, LONGEST_WAIT)
+        cdef double patience = min(self.idle_timeout, LONGEST_WAIT)
+        cdef double now, end = time.perf_counter() + patience
         cdef bint ending = False
         lock_leaf(pool_lock)
         if self.epoch != epoch or self.generation != generation:
@@ -80,7 +81,7 @@ cdef class WarmThread:
         idle.append(self)
         unlock_leaf(pool_lock)
         while True:
-            now = time.monotonic()
+            now = time.perf_counter()
             if await_bell_for(self.bell, end - now):
                 return True
             if now < end:

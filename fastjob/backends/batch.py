@@ -10,7 +10,7 @@ from __future__ import annotations
 from _thread import get_native_id
 from copy import copy
 from os import getpid
-from time import monotonic, monotonic_ns
+from time import perf_counter, perf_counter_ns
 
 from fastjob import config, failure
 
@@ -119,20 +119,20 @@ class GuardedCalls(BatchedCalls):
         failures : list of tuple
             Offset in the batch, exception (packed or not), traceback, seconds.
         span : tuple of int
-            Process or thread id, begin and end as of ``time.monotonic_ns``.
+            Process or thread id, begin and end as of ``time.perf_counter_ns``.
         """
-        begin_ns = monotonic_ns()
+        begin_ns = perf_counter_ns()
         results: list[Any] = []
         failures: list[Failure] = []
         for offset, item in enumerate(self.items):
-            begin = monotonic()
+            begin = perf_counter()
             task: Any = self.load, (item,), {}
             try:
                 task = self.load(item)
                 function, args, kwargs = task
                 results.append(self.dump(function(*args, **kwargs), offset, task))
             except BaseException as error:
-                elapsed = monotonic() - begin
+                elapsed = perf_counter() - begin
                 failed = (error, self.first + offset, *task, self.show_values)
                 sent: Any = error
                 if self.packed:
@@ -145,7 +145,7 @@ class GuardedCalls(BatchedCalls):
                 if not self.go_on:
                     break
         lane = getpid() if self.packed else get_native_id()
-        return results, failures, (lane, begin_ns, monotonic_ns())
+        return results, failures, (lane, begin_ns, perf_counter_ns())
 
     def only(self, offset: int) -> GuardedCalls:
         """Return a batch of one task of this one, as it was captured."""

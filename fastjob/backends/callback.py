@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import perf_counter
 
 from fastjob import failure
 from fastjob.backends.batch import GuardedCalls
@@ -79,7 +79,7 @@ class _Batch:
         self.attempts = attempts
         self.live = True  # written by the caller only
         self.job: Any = None
-        self.submitted = monotonic()
+        self.submitted = perf_counter()
         self.clock: float | None = None  # when it is taken to have started
         self.elapsed = 0.0
         self.outcome: Any = None
@@ -88,7 +88,7 @@ class _Batch:
     def __call__(self, out: Any = None, *_: Any) -> None:
         """Take the result, in whatever thread the backend calls this."""
         engine = self.engine
-        self.elapsed = monotonic() - self.submitted
+        self.elapsed = perf_counter() - self.submitted
         if not engine.by_callback or not self.live:
             return
         try:
@@ -300,7 +300,7 @@ class CallbackEngine:
         """
         if not self.timeout:
             return None
-        now = monotonic()
+        now = perf_counter()
         first_end = None
         for batch in islice(self.in_flight.values(), self.call.n_jobs):
             if batch.clock is None:
@@ -311,7 +311,7 @@ class CallbackEngine:
 
     def _give_up(self) -> _Batch | None:
         """End the tasks that have run for too long; the others start again."""
-        now = monotonic()
+        now = perf_counter()
         running = list(islice(self.in_flight.values(), self.call.n_jobs))
         late = [b for b in running if b.clock is not None]
         late = [b for b in late if now - b.clock >= self.timeout]  # type: ignore[operator]
