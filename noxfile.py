@@ -45,6 +45,12 @@ def interpreters(session: nox.Session) -> None:
 
 
 @nox.session
+def windows(session: nox.Session) -> None:
+    """The extensions for Windows, and tests under Wine."""
+    session.run("ci/windows.sh", *session.posargs, external=True)
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Wheels of this system, and the sdist."""
     session.run("ci/wheels.sh", external=True)

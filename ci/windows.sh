@@ -3,16 +3,13 @@
 # CPython 3.11 that this machine has, and run tests with the official CPython 3.11 for
 # Windows under Wine. Debian's wine64 and gcc-mingw-w64-x86-64 have to be there.
 #
-#   ci/windows.sh [pytest arguments]      by default the tests named below
+#   ci/windows.sh [pytest arguments]      by default the tests in ci/windows/tests.txt
 #
 # Wine is not Windows: it shows that the code is whole, not how fast it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 host=${FASTJOB_HOST_PYTHON:-python3.11}
-if [ $# -eq 0 ]; then
-  set -- -q tests/test_windows.py tests/test_processes.py tests/test_parallel.py \
-    tests/test_threads.py tests/test_threadpools.py tests/test_state.py
-fi
+[ $# -gt 0 ] || set -- -q --timeout 300 @ci/windows/tests.txt
 
 work=$(mktemp -d)
 trap 'WINEPREFIX=$work/prefix wineserver64 -k 2>/dev/null; rm -rf "$work"' EXIT
@@ -73,7 +70,7 @@ chmod +x "$work/cc"
   cd "$work/fastjob"
   CC=$work/cc LDSHARED="$work/cc -shared" CFLAGS=-I$work/include FASTJOB_TARGET=nt \
     SETUPTOOLS_EXT_SUFFIX=.cp311-win_amd64.pyd \
-    "$host" setup.py -q build_ext --inplace 2>"$work/build.log" ||
+    "$host" setup.py -q build_ext --inplace >"$work/build.log" 2>&1 ||
     { cat "$work/build.log"; exit 1; }
 )
 

@@ -1,7 +1,6 @@
 """Arrays through a link: what arrives, what is copied, and when."""
 
 import gc
-import os
 import pickle
 import sys
 import threading
@@ -9,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+from handles import duplicate
 
 from fastjob._core.arrays import RESULT_MIN_NBYTES, Sharer, decode, encode
 from fastjob._core.lending import Link
@@ -31,7 +31,7 @@ class Trip:
         self.stream, blocks = encode(obj, sharer)
         self.blocks = len(blocks)
         tokens = self.sender.lend(blocks)
-        self.receiver.give_fds([os.dup(fd) for fd in self.sender.take_fds()])
+        self.receiver.give_fds([duplicate(fd) for fd in self.sender.take_fds()])
         return decode(self.stream, tokens, self.receiver, mode)
 
     def sharer(self, *, max_nbytes=SMALL, reuse=True):
@@ -364,7 +364,7 @@ def test_copies_of_buffers_without_an_array_are_bounded():
 def test_copies_of_arrays_that_were_used_once_are_bounded():
     store = Store(warm_limit=2_000_000)
     sharer = Sharer(store, SMALL)
-    arrays = [np.full(50_000, i) for i in range(20)]
+    arrays = [np.full(50_000, float(i)) for i in range(20)]
     for array in arrays:
         encode(array, sharer)
     store.collect()
@@ -383,7 +383,7 @@ def test_a_copy_that_two_tasks_have_used_is_kept():
     common = np.ones(50_000)
     encode(common, sharer)
     encode(common, sharer)
-    arrays = [np.full(50_000, i) for i in range(20)]
+    arrays = [np.full(50_000, float(i)) for i in range(20)]
     for array in arrays:
         encode(array, sharer)
     encode(common, sharer)
@@ -404,11 +404,11 @@ def test_an_array_beyond_the_bound_is_copied_once():
 def test_the_bound_forgets_arrays_that_are_gone():
     store = Store(warm_limit=2_000_000)
     sharer = Sharer(store, SMALL)
-    kept = [np.full(50_000, i) for i in range(3)]
+    kept = [np.full(50_000, float(i)) for i in range(3)]
     for array in kept:
         encode(array, sharer)
     for i in range(20):
-        encode(np.full(50_000, i), sharer)
+        encode(np.full(50_000, float(i)), sharer)
     for array in kept:
         encode(array, sharer)
     assert store.copies == 23
@@ -440,7 +440,7 @@ def test_a_view_is_passed_on_without_a_copy_and_keeps_the_first_loan(trip):
     copies = trip.store.copies
     data, blocks = encode(argument[1000:90_000], trip.sharer())
     tokens = second.lend(blocks)
-    third.give_fds([os.dup(fd) for fd in second.take_fds()])
+    third.give_fds([duplicate(fd) for fd in second.take_fds()])
     got = decode(data, tokens, third, "r")
     del argument, blocks, tokens
     trip.store.collect()
@@ -513,6 +513,7 @@ def test_a_private_mapping_travels_with_what_was_written_to_it(trip, mapped):
     assert mapped[0, 1] == 1
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_file_that_lost_its_name_travels_as_an_array(trip, mapped, replace):
     name = mapped.filename

@@ -87,6 +87,7 @@ def test_an_unknown_name_is_an_attribute_error():
         (None, ["Worker process 77 died"]),
     ],
 )
+@pytest.mark.posix
 def test_a_death_tells_task_ending_and_remedy(exitcode, words):
     error = errors.TerminatedWorkerError(
         5, "m.f", "1, k=2", pid=77, exitcode=exitcode, peak_memory=1_200_000_000
