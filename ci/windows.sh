@@ -12,7 +12,7 @@ host=${FASTJOB_HOST_PYTHON:-python3.11}
 [ $# -gt 0 ] || set -- -q --timeout 300 @ci/windows/tests.txt
 
 work=$(mktemp -d)
-trap 'WINEPREFIX=$work/prefix wineserver64 -k 2>/dev/null; rm -rf "$work"' EXIT
+trap 'WINEPREFIX=$work/prefix wineserver -k 2>/dev/null; rm -rf "$work"' EXIT
 export WINEPREFIX=$work/prefix WINEDEBUG=-all
 
 echo "--- a CPython for Windows, and what fastjob needs"

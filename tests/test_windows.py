@@ -15,6 +15,7 @@ import psutil
 import pytest
 from gates import Bell, Gate, until
 
+import fastjob
 from fastjob import Parallel, delayed
 from fastjob._core import sockets
 
@@ -92,6 +93,24 @@ def test_a_folder_for_shared_memory_is_not_needed(tmp_path):
     large = Parallel(2, temp_folder=tmp_path)
     assert large(delayed(total)(np.ones(MB)) for _ in range(3)) == [MB] * 3
     assert list(tmp_path.iterdir()) == []
+
+
+def program():
+    return sys.executable, os.getppid()
+
+
+def test_in_a_virtual_environment_the_interpreter_itself_is_started(
+    tmp_path, monkeypatch
+):
+    """The program of such an environment starts the interpreter as its child."""
+    launcher = tmp_path / "python.exe"
+    launcher.touch()
+    fastjob.shutdown()
+    monkeypatch.setattr(sys, "_base_executable", sys.executable)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    (found,) = Parallel(2)([delayed(program)()])
+    assert found == (str(launcher), os.getpid())
+    fastjob.shutdown()
 
 
 def wait_at(gate, bell):

@@ -24,6 +24,8 @@ assert sys.platform == "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastjob._core.status import StatusPage
 
 CREATE_SUSPENDED = 0x4
@@ -71,11 +73,16 @@ class Process:
     def end(self) -> None:
         """Kill it, and what its tasks have started."""
         self._job.kill(KILLED)
+        try:
+            # By itself too: within a job that allows no other it has none.
+            _winapi.TerminateProcess(self.handle, KILLED)
+        except PermissionError:
+            return  # it has ended
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = _winapi.CloseHandle) -> None:
         # Not sooner: the number of a process is given out again once nobody has a
         # handle of it, and what it has sent is fetched through this one.
-        _winapi.CloseHandle(self.handle)
+        close(self.handle)
 
 
 class Host:
@@ -110,6 +117,11 @@ class Host:
         """
         from subprocess import STARTUPINFO, list2cmdline
 
+        # In a virtual environment the program only starts another one, which is the
+        # interpreter, and is told so by a variable.
+        program = getattr(sys, "_base_executable", argv[0])
+        if program != argv[0]:
+            environ = {**environ, "__PYVENV_LAUNCHER__": argv[0]}
         job = Job()
         read, write = _winapi.CreatePipe(None, 0)
         try:
@@ -127,8 +139,8 @@ class Host:
             )
             try:
                 handle, thread, pid, _ = _winapi.CreateProcess(
-                    argv[0],
-                    list2cmdline(argv),
+                    program,
+                    list2cmdline([program, *argv[1:]]),
                     None,
                     None,
                     True,
