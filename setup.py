@@ -20,6 +20,8 @@ On Windows the compiler is gcc of MinGW-w64, which has to be on the path.
 
 import multiprocessing
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -52,6 +54,12 @@ DIRECTIVES = {
 
 #: "posix" or "nt".
 TARGET = os.environ.get("FASTJOB_TARGET", os.name)
+
+if TARGET == "nt" and not (os.environ.get("CC") or shutil.which("gcc")):
+    sys.exit(
+        "There is no gcc to build fastjob with. Install a wheel (pip install "
+        "--only-binary fastjob fastjob), or MinGW-w64, and put its bin on the path."
+    )
 
 #: The code needs gcc's atomic operations.
 COMPILER = {"compiler": "mingw32"} if os.name == "nt" else {}

@@ -129,3 +129,18 @@ def test_the_api_page_lists_every_public_name():
     page = (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {line.strip() for line in page.splitlines()}
     assert set(fastjob.__all__) - {"__version__"} - listed == set()
+
+
+def test_without_its_compiler_a_build_for_windows_ends_with_advice():
+    environ = {k: v for k, v in os.environ.items() if k not in ("CC", "PATH")}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=CHECKOUT,
+        env={**environ, "FASTJOB_TARGET": "nt", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("There is no gcc to build fastjob with. ")
+    assert done.stderr.count("\n") == 1
