@@ -3,9 +3,13 @@
 import multiprocessing
 import os
 import signal
+import struct
+import sys
 import threading
 
+import psutil
 import pytest
+from gates import Bell, Gate
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed
 from fastjob.backends.multiprocessing import MultiprocessingBackend
@@ -215,6 +219,68 @@ def test_a_worker_that_dies_ends_the_call(how, code):
         parallel(delayed(die)(x) for x in ("no", how, "no"))
     assert caught.value.exitcode == code
     assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def local(name):
+    """What the loop of a worker of the pool has in a variable."""
+    frame = sys._getframe()
+    while frame.f_code.co_name != "worker":
+        frame = frame.f_back
+    return frame.f_locals[name]
+
+
+def die_holding(what):
+    results = local("put").__self__
+    results._wlock.acquire()
+    if what == "half a result":
+        os.write(results._writer.fileno(), struct.pack("!i", 1000) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("what", ["the lock of the results", "half a result"])
+@pytest.mark.parametrize("n_others", [0, 10])
+def test_a_worker_that_dies_with_something_in_hand_ends_the_call(what, n_others):
+    """`Pool.terminate` would wait for ever."""
+    parallel = Parallel(n_jobs=2, backend="multiprocessing", batch_size=1)
+    tasks = [delayed(die_holding)(what), *[delayed(abs)(-1)] * n_others]
+    with pytest.raises(TerminatedWorkerError):
+        parallel(tasks)
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def kill_the_idle_one():
+    """It waits for a task, and has the lock of the tasks meanwhile."""
+    me = psutil.Process()
+    for other in me.parent().children():
+        if other != me and other.cmdline() == me.cmdline():  # a fork, too
+            other.kill()
+
+
+@pytest.mark.posix
+def test_an_idle_worker_that_dies_does_not_hold_up_the_end():
+    parallel = Parallel(
+        n_jobs=2, backend="multiprocessing", batch_size=1, on_error="return"
+    )
+    assert len(parallel([delayed(kill_the_idle_one)()])) == 1
+    assert parallel([delayed(abs)(-1)]) == [1]
+
+
+def ignore_the_end(gate, bell):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    bell.ring()
+    gate.wait()
+
+
+@pytest.mark.posix
+def test_workers_that_ignore_sigterm_end_too():
+    with Gate() as gate, Bell() as bell:
+        stream = Parallel(
+            n_jobs=2, backend="multiprocessing", batch_size=1, return_as="generator"
+        )(delayed(ignore_the_end)(gate, bell) for _ in range(2))
+        bell.wait(2)
+        stream.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_a_death_can_be_returned():

@@ -35,6 +35,7 @@ from fastjob.backends.base import (
 )
 from fastjob.backends.batch import GuardedCalls
 from fastjob.backends.mapped import Arguments, Lender, forks, lends
+from fastjob.backends.pool_end import end_pool
 from fastjob.backends.returned import Receiver, begin, lending, receives
 from fastjob.errors import ResultPicklingError, TerminatedWorkerError
 
@@ -390,8 +391,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             # First, or it would report that the workers end.
             watch.stop()
         if pool is not None:
-            pool.terminate()
-            pool.join()
+            end_pool(pool)
             self.batch_class.close()
         self.parallel = None
         self.reset_batch_stats()
