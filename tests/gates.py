@@ -88,9 +88,12 @@ class Bell:
         for name in sorted(os.listdir(self.path)):
             if not name.endswith(".new"):
                 path = os.path.join(self.path, name)
-                with open(path, "rb") as file:
-                    letter = file.read()
-                os.remove(path)
+                try:
+                    with open(path, "rb") as file:
+                        letter = file.read()
+                    os.remove(path)
+                except PermissionError:
+                    continue  # it is still being renamed
                 return letter
         return b""
 

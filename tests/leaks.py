@@ -60,6 +60,10 @@ def _command(process: psutil.Process) -> str:
         return ""
     except psutil.ZombieProcess:
         return f"(zombie {process.pid})"
+    except (psutil.AccessDenied, OSError):
+        if sys.platform != "win32":
+            raise
+        return f"({process.pid}, which is ending)"
 
 
 def _processes() -> set[psutil.Process]:

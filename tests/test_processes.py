@@ -78,6 +78,7 @@ def test_more_workers_than_tasks():
     assert processes(12)(delayed(double)(i) for i in range(5)) == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.posix
 def test_tasks_run_in_other_processes_side_by_side(tmp_path):
     """Two tasks that wait for each other can only end if both run."""
     with Bell() as first, Bell() as second:
@@ -471,6 +472,7 @@ def test_sys_exit_in_a_task_is_its_failure():
         processes()(delayed(exit_politely)(i) for i in range(10))
 
 
+@pytest.mark.posix
 def test_a_task_that_sends_itself_ctrl_c_fails_alone():
     found = processes(on_error="return")(delayed(interrupt_self)(i) for i in range(10))
     assert isinstance(found[4].exception, KeyboardInterrupt)
@@ -840,6 +842,7 @@ def test_a_batch_costs_one_send_and_at_most_one_receive():
     assert traffic.receives() <= 200
 
 
+@pytest.mark.posix
 def test_a_call_of_two_tiny_tasks_comes_to_wake_one_worker():
     traffic = Traffic()
 

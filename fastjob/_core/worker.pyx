@@ -29,6 +29,7 @@ from fastjob._core.wire cimport (
 
 import os
 import sys
+from mmap import PAGESIZE
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
@@ -369,7 +370,7 @@ def resident_bytes(statm="/proc/self/statm"):
     """Memory of this process that is not swapped out."""
     try:
         with open(statm, "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(file.read().split()[1]) * PAGESIZE
     except FileNotFoundError:   # no such file on this system
         import psutil
 
