@@ -24,6 +24,15 @@ import shutil
 import sys
 from pathlib import Path
 
+#: "posix" or "nt".
+TARGET = os.environ.get("FASTJOB_TARGET", os.name)
+
+if TARGET == "nt" and not (os.environ.get("CC") or shutil.which("gcc")):
+    sys.exit(
+        "There is no gcc to build fastjob with. Install a wheel (pip install "
+        "--only-binary fastjob fastjob), or MinGW-w64, and put its bin on the path."
+    )
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -51,15 +60,6 @@ DIRECTIVES = {
     "embedsignature": True,
     "binding": True,
 }
-
-#: "posix" or "nt".
-TARGET = os.environ.get("FASTJOB_TARGET", os.name)
-
-if TARGET == "nt" and not (os.environ.get("CC") or shutil.which("gcc")):
-    sys.exit(
-        "There is no gcc to build fastjob with. Install a wheel (pip install "
-        "--only-binary fastjob fastjob), or MinGW-w64, and put its bin on the path."
-    )
 
 #: The code needs gcc's atomic operations.
 COMPILER = {"compiler": "mingw32"} if os.name == "nt" else {}
