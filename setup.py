@@ -24,10 +24,9 @@ import shutil
 import sys
 from pathlib import Path
 
-#: "posix" or "nt".
-TARGET = os.environ.get("FASTJOB_TARGET", os.name)
-
-if TARGET == "nt" and not (os.environ.get("CC") or shutil.which("gcc")):
+if os.environ.get("FASTJOB_TARGET", os.name) == "nt" and not (
+    os.environ.get("CC") or shutil.which("gcc")
+):
     sys.exit(
         "There is no gcc to build fastjob with. Install a wheel (pip install "
         "--only-binary fastjob fastjob), or MinGW-w64, and put its bin on the path."
@@ -63,6 +62,9 @@ DIRECTIVES = {
 
 #: The code needs gcc's atomic operations.
 COMPILER = {"compiler": "mingw32"} if os.name == "nt" else {}
+
+#: "posix" or "nt".
+TARGET = os.environ.get("FASTJOB_TARGET", os.name)
 
 #: Modules that only one kind of system needs.
 ELSEWHERE = {"posix": {"jobs"}, "nt": {"lifeline"}}[TARGET]
