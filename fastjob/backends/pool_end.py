@@ -9,14 +9,16 @@ pool's locks in hand:
 
 It also waits for a worker that ignores SIGTERM, and for the rest of a result that a
 worker has begun to write. So the workers are ended here first, while none can be in
-the middle of a result; then what dead ones have left taken is given back, and the pool
-finds nothing to wait for.
+the middle of a result; then what dead ones have left taken is given back, and the tasks
+that nobody will read are thrown away; and the pool finds nothing to wait for.
 
 What is used here of a pool, and not public, is the same in Python 3.10 to 3.14.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from multiprocessing.pool import TERMINATE
 
 TYPE_CHECKING = False
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 #: Seconds that a living worker has to finish what it writes, or to heed SIGTERM. If it
 #: needs more it is as if it had died.
 PATIENCE = 0.5
+
+#: Seconds between two looks whether the thread that writes tasks has ended.
+WAITING = 0.01
 
 
 def end_pool(pool: Any) -> None:
@@ -47,6 +52,7 @@ def end_pool(pool: Any) -> None:
             writing.release()  # ours, or that of a dead worker
     reading.acquire(block=False)
     reading.release()  # likewise
+    _drain(pool)
     pool.terminate()
     pool.join()
 
@@ -67,6 +73,24 @@ def _give_up(pool: Any) -> None:
     pool._cache.clear()
     pool._outqueue.put = _nothing
     pool._outqueue._writer.close()
+
+
+def _drain(pool: Any) -> None:
+    """Have the thread that writes tasks end, which may wait for somebody to read.
+
+    The pool would read whole messages, and the first of them may have been begun by a
+    worker that is dead.
+    """
+    writer = pool._task_handler
+    writer._state = TERMINATE
+    tasks = pool._inqueue._reader
+    while writer.is_alive():
+        if not tasks.poll(WAITING):
+            continue
+        if sys.platform == "win32":
+            tasks.recv_bytes()  # whole, always
+        else:
+            os.read(tasks.fileno(), 1 << 16)
 
 
 def _nothing(message: object) -> None:

@@ -116,7 +116,8 @@ import os, signal
 from fastjob import Parallel, delayed, shutdown
 assert Parallel(2)(delayed(abs)(-i) for i in range(4)) == [0, 1, 2, 3]
 from fastjob._pool.pool import pool
-nursery = pool._nursery._pids[0]
+starter = pool._nursery
+nursery = starter._pids[0] if hasattr(starter, "_pids") else starter._living[0].pid
 watch = os.pidfd_open(nursery)
 read, write = os.pipe()
 if os.fork() == 0:
