@@ -18,6 +18,7 @@ from gates import Bell, Gate, until
 import fastjob
 from fastjob import Parallel, delayed
 from fastjob._core import sockets
+from fastjob._pool.starter import start_method
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="not Windows")
@@ -184,3 +185,9 @@ def test_workers_and_their_programs_end_with_a_killed_caller(tmp_path):
         caller.wait()
         for pid in pids:
             until(lambda pid=pid: not psutil.pid_exists(pid))
+
+
+def test_a_nursery_is_refused(monkeypatch):
+    monkeypatch.setenv("FASTJOB_START_METHOD", "nursery")
+    with pytest.raises(ValueError, match="Windows has 'spawn' only"):
+        start_method()

@@ -98,12 +98,16 @@ def start_method() -> str:
     Raises
     ------
     ValueError
-        If ``FASTJOB_START_METHOD`` is set to anything else.
+        If ``FASTJOB_START_METHOD`` is set to anything else, or to what Windows lacks.
     """
     asked = os.environ.get("FASTJOB_START_METHOD") or None
     if asked not in (None, "nursery", "spawn"):
         raise ValueError(
             f"FASTJOB_START_METHOD is {asked!r}; it can be 'nursery' or 'spawn'"
+        )
+    if asked == "nursery" and sys.platform == "win32":
+        raise ValueError(
+            "FASTJOB_START_METHOD is 'nursery', which forks; Windows has 'spawn' only"
         )
     return asked or ("nursery" if sys.platform == "linux" else "spawn")
 
