@@ -212,6 +212,7 @@ def test_an_argument_that_cannot_be_unpickled_fails_its_task():
 # Workers that die
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(("how", "code"), [("exit", 7), ("kill", -9)])
 def test_a_worker_that_dies_ends_the_call(how, code):
     parallel = Parallel(n_jobs=2, backend="multiprocessing", batch_size=1)
@@ -293,9 +294,10 @@ def test_a_death_can_be_returned():
 
 def test_sys_exit_in_a_task_is_an_error_of_that_task():
     with pytest.raises(SystemExit):
-        Parallel(n_jobs=2, backend="multiprocessing")([delayed(exit)(3)])
+        Parallel(n_jobs=2, backend="multiprocessing")([delayed(sys.exit)(3)])
 
 
+@pytest.mark.posix
 def test_a_task_that_runs_for_too_long_ends_the_call():
     parallel = Parallel(n_jobs=2, backend="multiprocessing", timeout=0.2)
     with pytest.raises(TimeoutError, match="task 0"):

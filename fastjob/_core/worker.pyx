@@ -366,7 +366,11 @@ cdef class Worker:
         return False
 
 
-def resident_bytes(statm="/proc/self/statm"):
+# On Windows it would be a file on the current drive.
+STATM = "" if os.name == "nt" else "/proc/self/statm"
+
+
+def resident_bytes(statm=STATM):
     """Memory of this process that is not swapped out."""
     try:
         with open(statm, "rb") as file:
