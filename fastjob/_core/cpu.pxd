@@ -13,7 +13,7 @@ cdef class CpuLimits:
 cdef class CpuProbe:
     cdef readonly str root
     cdef object _affinity                  # frozenset, or None: ask the system
-    cdef object _environment                   # mapping, or None: os.environ
+    cdef object _environment               # mapping, or None: os.environ
     cdef dict _recent                      # {"files": (deadline, what they say)}
     cdef dict _cores                       # {affinity mask: cores}
 

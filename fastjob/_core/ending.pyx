@@ -9,8 +9,9 @@ another thread sets, can be raised in one:
    it is the handling of the signal, which raises KeyboardInterrupt.
 
 So the destructor is compiled, what is raised within it is caught, the call is ended all
-the same, and the exception is set again in this thread: it is raised as soon as the
-destructor is left.
+the same, and an interrupt is set again in this thread: it is raised as soon as the
+destructor is left.  An ordinary error is printed, with what it says, as from every
+destructor: raised anywhere in the caller's code, by its type alone, it would mislead.
 """
 
 from _thread import get_ident
@@ -35,7 +36,7 @@ cdef class Ending:
                 break
             except BaseException as error:
                 raised = error
-        else:
+        if isinstance(raised, Exception):
             raise raised
         if raised is not None:
             PyThreadState_SetAsyncExc(get_ident(), type(raised))

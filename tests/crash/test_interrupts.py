@@ -8,6 +8,7 @@ import operator
 import os
 import random
 import signal
+import sys
 import threading
 import weakref
 
@@ -16,6 +17,7 @@ from gates import Bell, Gate, until
 from scripts import Script
 
 from fastjob import Parallel, delayed
+from fastjob._core.ending import Ending
 from fastjob._pool.pool import pool
 
 # Interrupts come from outside, at random, in whatever the program does: starting the
@@ -220,6 +222,22 @@ def test_an_interrupt_on_the_way_into_a_destructor_is_raised_behind_it(backend):
     assert not held
     assert end() is None
     assert Parallel(2, backend)(delayed(abs)(i) for i in (-1, -2)) == [1, 2]
+
+
+def test_an_ordinary_error_of_a_destructor_is_printed_with_what_it_says(monkeypatch):
+    """Raised behind it, by its type alone, it would mislead; the end is repeated."""
+    printed, tries = [], []
+
+    class Once(Ending):
+        def _end(self, early):
+            tries.append(early)
+            if len(tries) == 1:
+                raise ValueError("what it says")
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda u: printed.append(u.exc_value))
+    Once()
+    assert tries == [True, True]
+    assert [str(error) for error in printed] == ["what it says"]
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_caller_alone():
