@@ -48,10 +48,11 @@ def end_pool(pool: Any) -> None:
     finally:
         if not whole:
             _give_up(pool)
+        # Also after an interrupt: the pool's finalizer at exit would wait for ever.
         if writing is not None:
             writing.release()  # ours, or that of a dead worker
-    reading.acquire(block=False)
-    reading.release()  # likewise
+        reading.acquire(block=False)
+        reading.release()  # likewise
     _drain(pool)
     pool.terminate()
     pool.join()
