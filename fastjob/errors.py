@@ -438,9 +438,10 @@ class TaskError:
     traceback : str
         Its formatted traceback, from where the task ran.
     attempts : int
-        How many times the task was run.
+        How many times it failed: one, and as often as ``retries`` had it run again.
     elapsed : float
-        Seconds that the last attempt took.
+        Seconds that the last attempt took; 0.0 if what failed was sending the task, or
+        bringing its result back.
 
     Examples
     --------

@@ -63,6 +63,27 @@ except Trouble as error:
 else:
     raise AssertionError("no Trouble")
 
+# Out-of-band buffers before and after what is pickled by value, and within it.
+import numpy as np
+large = np.arange(100_000.)
+behind = large[::-1].copy()
+def both(first, point, function, second, keyword=None):
+    assert type(point) is Point
+    return first[1] + function(second[0]) + keyword[0].x
+for _ in range(2):
+    found = parallel(
+        delayed(both)(large, Point(i), scaled, behind, keyword=[Point(i)])
+        for i in range(4)
+    )
+    assert found == [1 + 3 * 99_999. + i for i in range(4)], found
+class Holder:
+    held = large
+    def __init__(self):
+        self.own = behind
+def look(first, holder):
+    return first[2] + holder.held[3] + holder.own[0]
+assert parallel(delayed(look)(large, Holder()) for i in range(3)) == [100_004.] * 3
+
 # What the caller redefines is what runs.
 FACTOR = 5
 assert parallel(delayed(scaled)(i) for i in range(20)) == [5 * i for i in range(20)]

@@ -18,6 +18,8 @@ cdef class Sharer:
 
     cpdef dict dispatch_table(self)
     cpdef list blocks(self)
+    cdef tuple begin_inner(self)
+    cdef int end_inner(self, tuple outer) except -1
     cpdef object clear(self)
     cdef object reduce_as(self, object array, object build, bint inside)
     cdef object reduce_file(self, object array)

@@ -143,6 +143,17 @@ cdef class Sharer:
         self.reduced = None
         return taken
 
+    cdef tuple begin_inner(self):
+        """Begin a stream in the middle of another one; what `end_inner` takes."""
+        outer = self.taken, self.reduced, self.pickler_class
+        self.blocks()
+        return outer
+
+    cdef int end_inner(self, tuple outer) except -1:
+        """Go on with the stream that was interrupted."""
+        self.taken, self.reduced, self.pickler_class = outer
+        return 0
+
     cpdef object clear(self):
         """Forget the call's buffers."""
         self.taken = []

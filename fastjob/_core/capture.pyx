@@ -146,6 +146,16 @@ def function_name(f):
     return getattr(f, "__qualname__", None) or type_name(f)
 
 
+def lacks_room(error):
+    """Whether an error says that memory, a disk or a limit is exhausted.
+
+    All others come from the object that is pickled, or from outside (a signal handler
+    that raises TimeoutError, say): pickling it once more tells.
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno is not None)
+
+
 @cython.final
 cdef class Capture:
     """The constants of one call, and the pickling of its tasks.
@@ -198,9 +208,9 @@ cdef class Capture:
         cdef Constant c
         try:
             data, blocks = self.pickled(value, None)
-        except (KeyboardInterrupt, MemoryError, OSError):
-            raise
         except Exception as error:
+            if lacks_room(error):
+                raise
             raise TaskPicklingError(None, "share", 0, type_name(value),
                                     str(error)) from error
         c = self._new(value, data, blocks, None)
@@ -259,8 +269,13 @@ cdef class Capture:
     def _refer(self, obj):
         """Reduce value for a class or function of ``__main__``: a constant."""
         cdef Constant c = self.functions.get(id(obj))
+        cdef tuple outer
         if c is None:
-            data, blocks = self.pickled(obj, None)
+            outer = self.sharer.begin_inner()
+            try:
+                data, blocks = self.pickled(obj, None)
+            finally:
+                self.sharer.end_inner(outer)
             c = self._new(obj, data, blocks, None)
             self.functions[id(obj)] = c
         self.refs.append(c)
@@ -302,9 +317,9 @@ cdef class Capture:
                 data, blocks = self._with_shared(parts, with_function, data, blocks)
             if blocks is not None:
                 self.blocks = blocks if self.blocks is None else self.blocks + blocks
-        except (KeyboardInterrupt, MemoryError, OSError):
-            raise
         except Exception as error:
+            if lacks_room(error):
+                raise
             self._explain(index, f, with_function is not None, args, kwargs, error)
         return data
 

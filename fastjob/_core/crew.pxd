@@ -9,7 +9,7 @@ cdef class Crew:
     cdef object state               # what every peer must have adopted
     cdef list peers
     cdef long long forks            # of the process that runs the call
-    cdef int losses                 # workers lost since a task was last completed
+    cdef int losses                 # workers lost since a task last ended or failed
 
     cdef int check_process(self) except -1
     cdef int lease(self, set live) except -1

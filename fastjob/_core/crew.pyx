@@ -32,7 +32,8 @@ cdef enum:
     # It is waited for in pieces of this many milliseconds: a signal that comes just
     # before a wait does not end it.
     SLICE_MS = 100
-    # Workers that may end in a row, beyond one each, before the call gives up.
+    # Workers that may end in a row, beyond one each, before the call gives up. The end
+    # of one that a task is blamed for does not count: it is one of the task's attempts.
     MOST_LOSSES = 8
     # Interrupts that ending a call stands.
     MOST_TRIES = 100

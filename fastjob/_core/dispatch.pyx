@@ -96,7 +96,7 @@ cdef class Dispatcher:
         self.counters = call.counters
         self.capture = capture
         self.tuner = AutoBatch(call.n_jobs, call.batch_size)
-        self.intake = Intake(capture, self.tuner)
+        self.intake = Intake(capture, self.tuner, call.return_errors)
         self.ready = []
         self.crew = Crew(call, pool, state)
         self.peers = self.crew.peers
@@ -212,7 +212,7 @@ cdef class Dispatcher:
         return n
 
     cdef Batch take(self, Py_ssize_t n):
-        """Up to `n` tasks from the input; None if there are no more."""
+        """Up to `n` tasks from the input; None if none can be had now."""
         cdef Batch batch = self.intake.begin()
         cdef bint first = self.intake.taken == 0
         self.fill(batch, 1 if first else n)
@@ -223,10 +223,12 @@ cdef class Dispatcher:
                 n = max(n, self.allowed())
             self.fill(batch, n)
         n = batch.size()
-        if n == 0:
-            return None
-        self.outcomes.expect(n)
-        return batch
+        self.outcomes.expect(self.intake.taken - batch.first)
+        if self.intake.refused is not None:
+            refused, self.intake.refused = self.intake.refused, None
+            self.outcomes.refuse(self.intake.taken - 1, refused)
+            self.changed = True     # there may be more behind it
+        return batch if n else None
 
     cdef int fill(self, Batch batch, Py_ssize_t n) except -1:
         """Add tasks from the input to a batch until it has `n`, or had better go."""
@@ -424,6 +426,7 @@ cdef class Dispatcher:
         """A peer's stream has ended: put its tasks elsewhere, replace it."""
         cdef Batch batch, alone, culprit = None
         cdef Py_ssize_t claimed, at
+        cdef int64_t began
         cdef int deaths
         cdef list batches = peer.batches
         peer.lost = True
@@ -460,8 +463,10 @@ cdef class Dispatcher:
                 self.ready.insert(0, batch.tail(batch.done))
         self.crew.replace(peer)
         if culprit is not None:
+            began = abs(peer.slot.started)
             self.outcomes.fail(
-                culprit, 0, self.outcomes.verdict(culprit, peer), None, 0.0, peer)
+                culprit, 0, self.outcomes.verdict(culprit, peer), None,
+                (now_ns() - began) * 1e-9 if began else 0.0, peer)
         return 0
 
     cdef int check_timeouts(self) except -1:

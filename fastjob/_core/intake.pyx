@@ -14,7 +14,7 @@ from fastjob._core.wire cimport LONG_BODY
 
 from types import MethodType, ModuleType
 
-from fastjob._core.capture import function_name, type_name
+from fastjob._core.capture import function_name, lacks_room, type_name
 from fastjob._core.quiet import is_quiet_input
 from fastjob.errors import TaskPicklingError
 
@@ -42,11 +42,14 @@ cdef class Intake:
     capture : Capture
     tuner : AutoBatch
         Is told what taking tasks costs.
+    return_errors : bool
+        What cannot be pickled is an error of its task alone, and left in `refused`.
     """
 
-    def __init__(self, Capture capture, AutoBatch tuner):
+    def __init__(self, Capture capture, AutoBatch tuner, bint return_errors):
         self.capture = capture
         self.tuner = tuner
+        self.return_errors = return_errors
 
     cdef int open(self, object tasks, bint streaming) except -1:
         self.tasks = tasks
@@ -67,7 +70,7 @@ cdef class Intake:
         return batch
 
     cdef bint fill(self, Batch batch, Py_ssize_t n, int64_t patience) except -1:
-        """Add tasks to a batch until it has `n` or the input ends.
+        """Add tasks to a batch until it has `n`, one is refused, or the input ends.
 
         False if it stopped before, because `patience` ns have passed.
         """
@@ -78,7 +81,7 @@ cdef class Intake:
         cdef Py_ssize_t stride = 8 if self.tuner.produce_ns < 20000 else 1
         cdef long long pickled = self.capture.bytes_pickled
         cdef long long copied = self.capture.sharer.store.copied_bytes
-        cdef bint whole = True
+        cdef bint whole = True, accepted
         while batch.size() < n:
             if not self.capture.quiet:
                 self.capture.next_epoch()
@@ -92,11 +95,11 @@ cdef class Intake:
             Py_DECREF(raw)
             if task is nothing_yet:
                 break
-            self.add(batch, task)
+            accepted = self.add(batch, task)
             task = None
             i += 1
             self.taken += 1
-            if (self.capture.bytes_pickled - pickled > LONG_BODY
+            if (not accepted or self.capture.bytes_pickled - pickled > LONG_BODY
                     or self.capture.sharer.store.copied_bytes - copied > COPIED_BYTES):
                 break
             if i - last >= stride:
@@ -110,8 +113,11 @@ cdef class Intake:
             self.tuner.produced(i, began)
         return whole
 
-    cdef int add(self, Batch batch, object task) except -1:
-        """Capture one task into a batch, in the cheapest form that holds it."""
+    cdef bint add(self, Batch batch, object task) except -1:
+        """Capture one task into a batch, in the cheapest form that holds it.
+
+        False if it was refused; then the batch is as it was.
+        """
         cdef object f, kwargs, item = None
         cdef tuple args
         cdef Constant constant
@@ -129,7 +135,14 @@ cdef class Intake:
                 # The object may change between tasks, as an argument may.
                 args = (f.__self__, *args)
                 f = f.__func__
-            constant = self.function(f)
+            if not callable(f):
+                raise TypeError(
+                    f"task {self.taken}: {type_name(f)} is not callable. A task is "
+                    "delayed(function)(arguments) or a tuple (function, args, kwargs)")
+            try:
+                constant = self.function(f)
+            except (TaskPicklingError, MemoryError, OSError) as error:
+                return self.refuse(error)
             if self.taken > 0 and constant is not self.last_constant:
                 self.several = True
             if constant is not None:
@@ -140,11 +153,14 @@ cdef class Intake:
                 self.examined = True
                 self.capture.quiet = not self.streaming and is_quiet_input(self.tasks)
             item = None
-            if constant is not None and not kwargs:
-                item = self.capture.with_copy(args)
-            if item is None:
-                item = self.capture.arguments(
-                    self.taken, f, f if constant is None else None, args, kwargs)
+            try:
+                if constant is not None and not kwargs:
+                    item = self.capture.with_copy(args)
+                if item is None:
+                    item = self.capture.arguments(
+                        self.taken, f, f if constant is None else None, args, kwargs)
+            except (TaskPicklingError, MemoryError, OSError) as error:
+                return self.refuse(error)
             eager = True
         else:
             item = args
@@ -171,19 +187,23 @@ cdef class Intake:
             self.capture.blocks = None
         elif batch.refs is not None or batch.blocks is not None:
             batch.take_refs(None, None)
-        return 0
+        return True
+
+    cdef bint refuse(self, object error) except -1:
+        """A task cannot be sent: end the call with the error, or keep it."""
+        if not self.return_errors or not (
+                isinstance(error, TaskPicklingError) or lacks_room(error)):
+            raise error
+        self.refused = error
+        return False
 
     def function(self, f):
         """The constant of a callable, or None if it must travel with its tasks."""
-        if not callable(f):
-            raise TypeError(
-                f"task {self.taken}: {type_name(f)} is not callable. A task is "
-                "delayed(function)(arguments) or a tuple (function, args, kwargs)")
         try:
             return self.capture.function(f)
-        except (KeyboardInterrupt, MemoryError, OSError):
-            raise
         except Exception as error:
+            if lacks_room(error):
+                raise
             raise TaskPicklingError(self.taken, function_name(f), None,
                                     type_name(f), str(error)) from error
 

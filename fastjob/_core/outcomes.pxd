@@ -31,6 +31,7 @@ cdef class Outcomes:
                      long long n_bytes) except -1
     cdef int fail(self, Batch batch, Py_ssize_t at, object error, object text,
                   double elapsed, Peer peer) except -1
+    cdef int refuse(self, int64_t index, object error) except -1
     cdef int record(self, Peer peer, Batch batch, Py_ssize_t at, const Header *head,
                     int64_t decoded, long long n_bytes) except -1
     cdef object verdict(self, Batch culprit, Peer peer)

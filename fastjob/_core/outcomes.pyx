@@ -1,7 +1,8 @@
 """What comes of the tasks of a call: results, failures, and tasks to be run again.
 
-Guarantees: each task that `came` or `fail` is told of is delivered once, or is put into
-`again`, or ends the call with an exception; so `completed` counts every task once.
+Guarantees: each task that `came`, `fail` or `refuse` is told of is delivered once, or
+is put into `again`, or ends the call with an exception; so `completed` counts every
+task once.
 
 What runs again: failed tasks under ``retries``, and tasks whose results came in one
 message of which something cannot be unpickled: whose it is cannot be told.
@@ -22,6 +23,7 @@ from fastjob._core.pickling cimport load, load_apart
 from fastjob._core.wire cimport APART, FAILED, LOANS, Header
 
 import functools
+import os
 
 from fastjob._core.capture import type_name
 from fastjob._core.quiet import Overhearing
@@ -159,6 +161,8 @@ cdef class Outcomes:
         cdef int64_t index = batch.index(at)
         cdef int attempts = self.attempts.get(index, 0) + 1
         cdef Batch again
+        # An attempt has been used up: that is progress, of which there is an end.
+        self.crew.losses = 0
         if attempts <= self.call.retries:
             self.attempts[index] = attempts
             self.counters.retried_tasks += 1
@@ -185,6 +189,18 @@ cdef class Outcomes:
         if text is None:
             text = str(error)
         self.deliver(batch, at, [TaskError(index, error, text, attempts, elapsed)], 0)
+        return 0
+
+    cdef int refuse(self, int64_t index, object error) except -1:
+        """A task that was taken cannot be sent to any worker."""
+        cdef Batch alone = Batch.__new__(Batch)
+        alone.first = index
+        self.counters.failed_tasks += 1
+        self.capture.next_epoch()   # the error's own code will run
+        if self.call.timeline is not None:
+            self.call.timeline.event("error", os.getpid(), now_ns(),
+                                     f"task {index}: {type_name(error)}")
+        self.deliver(alone, 0, [TaskError(index, error, str(error))], 0)
         return 0
 
     cdef object verdict(self, Batch culprit, Peer peer):
