@@ -6,6 +6,8 @@ afterwards.  ``Counters`` belongs to the engine that runs the call.
 
 cimport cython
 
+cdef double LONGEST = 1e9   # seconds; what is longer is no limit, and fits no integer
+
 
 @cython.final
 cdef class Counters:
@@ -28,7 +30,7 @@ cdef class Call:
         Whether ``ahead`` counts batches (the default window) or tasks (a window
         that the user asked for).
     timeout : float
-        Seconds a single task may run; 0 is no limit.
+        Seconds a single task may run; 0, or more than thirty years, is no limit.
     return_errors : bool
         A failed task yields a `TaskError` in its place instead of ending the call.
     retries : int
@@ -72,7 +74,7 @@ cdef class Call:
         self.batch_size = batch_size
         self.ahead = ahead
         self.ahead_in_batches = ahead_in_batches
-        self.timeout = timeout
+        self.timeout = timeout if timeout < LONGEST else 0.0
         self.return_errors = return_errors
         self.retries = retries
         self.ordered = ordered

@@ -163,7 +163,6 @@ cdef class Peer:
         if constant.needs:
             for other in constant.needs:
                 self.define(other, store)
-        known.add(constant.number)
         if type(constant.data) is bytes:
             block = in_block(constant.data, store)
             if block is not None:
@@ -176,6 +175,7 @@ cdef class Peer:
             self.channel.put(DEFINE, 0, constant.number, 0, 0, 0,
                              PyBytes_AS_STRING(constant.data),
                              PyBytes_GET_SIZE(constant.data), None)
+            known.add(constant.number)
             return 0
         tokens = self.link.lend(blocks)
         body = tokens if flags else tokens + constant.data
@@ -183,6 +183,7 @@ cdef class Peer:
                          <uint32_t>PyBytes_GET_SIZE(tokens), 0, 0,
                          PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
                          self.link.take_fds())
+        known.add(constant.number)
         return 0
 
     cdef int send(self, Batch batch, bytes state, Store store) except -1:

@@ -44,6 +44,8 @@ cdef enum:
     FLUSH_NS = 50_000_000
     # How often an idle worker looks whether the caller has dropped results.
     COLLECT_MS = 1000
+    # Thirty years; what is longer would not fit its integer.
+    MOST_IDLE_SECONDS = 1000000000
 
 
 @cython.final
@@ -76,6 +78,7 @@ cdef class Worker:
     cdef bint mode_is_none
     cdef object notes       # what tasks say; guards writing to the socket
     cdef object broken      # why no task can run: the caller's state was not adopted
+    cdef bint out_of_step   # buffers that the caller has lent could not be taken
     cdef object context     # in which the tasks of this call run
     cdef bint return_errors
     cdef double idle_seconds
@@ -110,16 +113,24 @@ cdef class Worker:
                     return
                 continue
             head = self.channel.header
-            if head.n_fds:
-                self.link.give_fds(self.channel.take_fds())
+            try:
+                if head.n_fds:
+                    self.link.give_fds(self.channel.take_fds())
+                if head.kind == DEFINE:
+                    define(head.number, self.received(body, head))
+            except (MemoryError, OSError) as error:
+                # A limit of this process: the tasks that follow fail with it, and then
+                # it ends, since the link is no more in step with the caller's.
+                self.out_of_step = True
+                self.broken = error
             if head.kind == BATCH:
                 if not self.run(body, head):
                     return
-            elif head.kind == DEFINE:
-                define(head.number, self.received(body, head))
             elif head.kind == FORGET:
                 forget(head.number)
             elif head.kind == RESET:
+                if self.out_of_step:
+                    return
                 reset()
                 self.broken = None
                 if not self.begin():
@@ -147,6 +158,7 @@ cdef class Worker:
     def adopt(self, body):
         """Become what a new worker of the caller would be."""
         self.leave_context()
+        self.broken = None      # whatever was wrong with the state before this one
         try:
             (self.return_errors, self.replies.show_values, self.idle_seconds,
              self.max_tasks, self.max_memory, mode) = self.caller.adopt(body)
@@ -175,23 +187,26 @@ cdef class Worker:
         """Wait for the caller; False when it has been silent for too long."""
         cdef pollfd waiter
         cdef int ready
-        cdef int64_t began = now_ns(), left
+        cdef int64_t began = now_ns(), left, pause
+        # With a part of a message here it is not silent.
+        cdef bint limited = self.idle_seconds >= 0 and self.channel.in_end == 0
         waiter.fd = self.channel.fd
         waiter.events = POLLIN
         while True:
             left = -1
-            if self.idle_seconds >= 0:
-                left = (<int64_t>(self.idle_seconds * 1e3)
-                        - (now_ns() - began) // 1000000)
-                if left <= 0:
-                    return False
+            if limited:
+                left = max(0, <int64_t>(min(self.idle_seconds, MOST_IDLE_SECONDS) * 1e3)
+                           - (now_ns() - began) // 1000000)
+            pause = left
             # The caller drops results whenever it likes, without a message.
             if self.replies.lent(now_ns() - began > COLLECT_MS * 1000000):
-                left = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
+                pause = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
             with nogil:
-                ready = poll(&waiter, 1, <int>min(left, 1 << 30))
+                ready = poll(&waiter, 1, <int>min(pause, 1 << 30))
             if ready > 0 or (ready < 0 and errno != EINTR):
                 return True
+            if left == 0:
+                return False
 
     def received(self, bytes body, Header head):
         """The pickle of a definition, or the pickle and its buffers."""
@@ -211,11 +226,11 @@ cdef class Worker:
             return [bytearray(view) for view in views]
         return views
 
-    cdef object loaded(self, object item, object tokens):
-        """Unpickle a task, whose large buffers lie in shared memory."""
-        if tokens is None:
-            return load(item)
-        return load((item, self.writable(self.link.open(tokens, self.mode))))
+    cdef list opened(self, list tokens, int64_t at):
+        """The large buffers of a task; None if it has none."""
+        if tokens is None or tokens[at] is None:
+            return None
+        return self.writable(self.link.open(tokens[at], self.mode))
 
     cdef int discard(self, list tokens, Py_ssize_t start) except -1:
         """Give back the buffers of tasks that somebody else runs."""
@@ -229,8 +244,9 @@ cdef class Worker:
         """Run a batch; False when the worker is to exit."""
         cdef list items, results = []
         cdef list failures = None
-        cdef object functions, f, item, result, args, kwargs, indices = None, body_view
-        cdef list tokens = None
+        cdef object functions, f, item, task, result, args, kwargs, body_view
+        cdef object indices = None
+        cdef list tokens = None, views = None
         cdef int64_t at, since, last
         cdef bint column = head.flags & COLUMN
         cdef bint mixed = head.flags & MIXED
@@ -251,10 +267,12 @@ cdef class Worker:
         else:
             body_view = body
         if at < 0:
-            if mixed:
+            if self.broken is not None:
+                flags |= RETIRED
+            elif mixed:
                 self.discard(load(body_view)[3], 0)
-            self.replies.send(head, results, failures, FINAL, 0)
-            return True
+            self.replies.send(head, results, failures, flags, 0)
+            return self.broken is None
         self.slot.started = -since
         try:
             if self.broken is not None:
@@ -283,6 +301,7 @@ cdef class Worker:
         since = now_ns()
         while True:
             item = items[at]
+            self.n_tasks += 1
             try:
                 if column:
                     self.slot.started = since
@@ -292,6 +311,8 @@ cdef class Worker:
                     result = PyObject_Call(f, item, NULL)
                 else:
                     self.slot.started = -since
+                    # Before anything that may fail: what is opened is given back.
+                    views = self.opened(tokens, at)
                     if mixed:
                         f = None
                         number = functions[at]
@@ -299,12 +320,14 @@ cdef class Worker:
                             f = constant(<uint32_t>number)
                     if type(item) is tuple:
                         args, kwargs = item, {}
-                    elif f is not None:
-                        args, kwargs = self.loaded(
-                            item, None if tokens is None else tokens[at])
                     else:
-                        f, args, kwargs = self.loaded(
-                            item, None if tokens is None else tokens[at])
+                        task = load(item if views is None else (item, views))
+                        views = None
+                        if f is not None:
+                            args, kwargs = task
+                        else:
+                            f, args, kwargs = task
+                        task = None
                     item = None
                     since = now_ns()
                     self.slot.started = since
@@ -315,6 +338,7 @@ cdef class Worker:
             except BaseException as error:
                 if self.channel.fd < 0:
                     end_child(error)
+                views = None
                 if failures is None:
                     failures = []
                 index = head.extra + at if indices is None else indices[at]
@@ -337,7 +361,6 @@ cdef class Worker:
             # Before the next one is claimed: see `check_timeouts` in dispatch.pyx.
             self.slot.started = 0
             items[at] = None
-            self.n_tasks += 1
             if 0 < self.max_tasks <= self.n_tasks:
                 break
             at = claim_one(claim)
