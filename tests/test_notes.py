@@ -417,14 +417,16 @@ def test_notes_wait_until_there_is_a_batch(sender):
     made.open = True
     made._say(b"2")
     assert sent == [b"1", b"2"]
-    made.hold(True)
+    made.lock.acquire()
+    made.send_waiting(last=True)
     made._say(b"3")  # while the last reply is written
-    made.release()
+    made.lock.release()
     made._say(b"4")
     assert sent == [b"1", b"2"]
     made.open = True
-    made.hold(False)
-    made.release()
+    made.lock.acquire()
+    made.send_waiting()
+    made.lock.release()
     assert sent == [b"1", b"2", b"3", b"4"]
 
 
@@ -433,10 +435,25 @@ def test_notes_that_nobody_fetches_are_bounded(sender):
     for i in range(3 * notes.MOST_WAITING):
         made._say(b"%d" % i)
     made.open = True
-    made.hold(False)
-    made.release()
+    made.lock.acquire()
+    made.send_waiting()
+    made.lock.release()
     assert len(sent) == notes.MOST_WAITING
     assert sent[-1] == b"%d" % (3 * notes.MOST_WAITING - 1)
+
+
+def test_an_exception_while_a_note_is_sent_leaves_the_lock_free(sender):
+    """A signal handler of the task may raise while the socket is full."""
+    made, _ = sender
+
+    def send(note):
+        raise TimeoutError
+
+    made.send = send
+    made.open = True
+    with pytest.raises(TimeoutError):
+        made._say(b"1")
+    assert not made.lock._is_owned()
 
 
 def test_a_caller_that_is_gone_does_not_fail_the_task(sender):

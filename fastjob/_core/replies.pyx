@@ -108,11 +108,9 @@ cdef class Replies:
                 flags |= FAILED
         if self.slot.timed:
             self.slot.packed += now_ns() - ended
-        self.notes.hold(flags & FINAL)
-        try:
+        with self.notes.lock:
+            self.notes.send_waiting(flags & FINAL)
             self.put(head, flags, count, busy, data, blocks, ended)
-        finally:
-            self.notes.release()
         if self.slot.timed:
             self.cpu = cpu_ns()
         return 0

@@ -33,7 +33,7 @@ from __future__ import annotations
 import _pickle as pickle  # the module around it takes 4 ms to import
 import sys
 import warnings
-from _thread import allocate_lock, get_ident
+from _thread import RLock
 from collections import deque
 
 from fastjob._core.forks import register_at_fork
@@ -80,8 +80,7 @@ class Notes:
         self.send: Callable[[bytes], object] | None = None
         self.open = False
         self.forwarding = False
-        self.lock = allocate_lock()
-        self.holder = 0
+        self.lock = RLock()
         self.waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self.show = warnings.showwarning
         self.call_handlers: Any = None
@@ -127,19 +126,6 @@ class Notes:
             if warnings.showwarning == self._warned:
                 warnings.showwarning = self.show
 
-    def hold(self, last: bool) -> None:
-        """Keep others from writing; with `last` until the next batch has come."""
-        self.lock.acquire()
-        self.holder = get_ident()
-        self._send_waiting()
-        if last:
-            self.open = False
-
-    def release(self) -> None:
-        """Let others write, after `hold`."""
-        self.holder = 0
-        self.lock.release()
-
     def _warned(
         self,
         message: Warning | str,
@@ -158,22 +144,24 @@ class Notes:
     def _say(self, note: bytes) -> None:
         """Send a note, or let it wait."""
         self.waiting.append(note)
-        if self.open and self.holder != get_ident():
-            self.hold(False)
-            self.release()
+        # Said by a signal handler or a finalizer while this thread writes: it waits.
+        if self.open and not self.lock._is_owned():  # type: ignore[attr-defined]
+            with self.lock:
+                self.send_waiting()
 
-    def _send_waiting(self) -> None:
-        """Send what waits; the lock is held."""
+    def send_waiting(self, last: bool = False) -> None:
+        """Send what waits, under `lock`; with `last` no more until the next batch."""
         while self.open and self.waiting and self.send is not None:
             try:
                 self.send(self.waiting.popleft())
             except (BrokenPipeError, ConnectionResetError):
                 self.open = False  # nobody listens; the worker's loop will see it
+        if last:
+            self.open = False
 
     def _after_fork(self) -> None:
         """In a child of a task, which is no worker: let it speak for itself."""
-        self.lock = allocate_lock()
-        self.holder = 0
+        self.lock = RLock()
         self.open = False
         self.waiting.clear()
         self.keep()

@@ -73,8 +73,8 @@ class Follower:
         try:
             return batch(), said
         finally:
-            notes.hold(last=True)
-            notes.release()
+            with notes.lock:
+                notes.send_waiting(last=True)
             lines.flush_all()
 
     def _adopt(self, found: dict[str, Any]) -> None:
