@@ -50,6 +50,26 @@ def test_a_working_directory_that_is_gone_does_not_matter(tmp_path, monkeypatch)
     assert ask(abs, -1) == [1] * 4
 
 
+def test_the_directory_of_an_earlier_call_may_have_been_removed(tmp_path, monkeypatch):
+    folder = tmp_path / "soon gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert ask(os.getcwd) == [str(folder)] * 4
+    monkeypatch.chdir(tmp_path)
+    folder.rmdir()
+    assert ask(os.getcwd) == [str(tmp_path)] * 4
+
+
+def test_the_caps_of_a_worker_stay_when_the_callers_state_changes(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for value in ("one", "two", "three"):
+        monkeypatch.setenv("FASTJOB_TEST_VALUE", value)
+        found = Parallel(2, "processes", inner_max_num_threads=3)(
+            [delayed(environment)("OMP_NUM_THREADS")] * 4
+        )
+        assert found == ["3"] * 4
+
+
 def search_path():
     return sys.path
 

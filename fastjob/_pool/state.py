@@ -210,14 +210,16 @@ class Adopted:
     def adopt(self, data: bytes) -> Settings:
         """Take over a new state; the settings of the worker's loop."""
         state = self.state = loads(data)
-        self.environ = state["environ"]
+        inner_threads.user_environment(state["environ"])
+        self.environ = inner_threads.worker_environment(
+            state["environ"], *state["threads"]
+        )
         self.raw_environ = {}  # not what it should be any more
         self.refresh()
         set_filters(state["filters"])
         self.forward()
         self.levels.adopt(state["levels"])
         self.variables.set(state["variables"])
-        inner_threads.user_environment(state["environ"])
         inner_threads.set_core_budget(state["share"])
         inner_threads.apply_worker_caps(*state["threads"])
         if state["authkey"] is not None:
