@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Generic, TypeVar
 
+    from fastjob._core.capture import Constant
+
     T = TypeVar("T")
 else:  # importing fastjob does not import typing
     T = None
@@ -38,7 +40,8 @@ class share(Generic[T]):
 
     While it is shared, a task that has the object as an argument gets a copy that its
     worker has unpickled once. As a ``with`` block it holds inside the block; called
-    plainly, until `close`, or until what it returned is dropped.
+    plainly, until `close`, or until what it returned is dropped. A forked child shares
+    nothing until it calls `share` itself.
 
     Parameters
     ----------
@@ -84,17 +87,20 @@ class share(Generic[T]):
             _next_number += 1
         # Buffers of any size from a page on: they too shall be sent only once.
         capture = Capture(Sharer(store_for(None), 1 << 16))
-        self._constant = capture.lasting(obj, number)
+        constant = capture.lasting(obj, number)
+        self._constant: Constant | None = constant
         with _lock:
-            _shared[id(obj)] = self._constant
+            _shared[id(obj)] = constant
             _live.add(number)
 
     def close(self) -> None:
         """Stop sharing: workers drop their copies when they next hear from us."""
-        with _lock:
-            if _shared.get(id(self.value)) is self._constant:
-                del _shared[id(self.value)]
-            _live.discard(self._constant.number)
+        constant, self._constant = self._constant, None  # its memory is free now
+        if constant is not None:
+            with _lock:
+                if _shared.get(id(self.value)) is constant:
+                    del _shared[id(self.value)]
+                _live.discard(constant.number)
 
     def __enter__(self) -> T:
         return self.value
@@ -134,9 +140,13 @@ def current() -> tuple[dict[int, Any], set[int]]:
         return dict(_shared), set(_live)
 
 
-def _renew_lock() -> None:
+def _forget() -> None:
+    """In a forked child: the memory of what is shared is the parent's to use again."""
     global _lock
     _lock = allocate_lock()
+    _shared.clear()
+    _live.clear()
+    _dropped.clear()
 
 
-register_at_fork(after_in_child=_renew_lock)
+register_at_fork(after_in_child=_forget)

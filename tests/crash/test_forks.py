@@ -9,8 +9,9 @@ import pytest
 from gates import Bell, Gate
 from scripts import run
 
-from fastjob import Parallel, delayed, shutdown
+from fastjob import Parallel, delayed, share, shutdown
 from fastjob._pool.pool import pool
+from fastjob.sharing import current
 
 
 def processes(n_jobs=2, **options):
@@ -147,3 +148,20 @@ def test_a_child_keeps_results_that_its_parent_drops_after_their_workers_have_en
     os.close(read)
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_child_does_not_use_the_shared_memory_of_its_parents_shares():
+    """The parent may use it for something else at any time."""
+    import numpy
+
+    array = numpy.ones(200_000)
+    with share(array):
+
+        def call():
+            before = current()
+            return before, processes()([delayed(numpy.sum)(array)] * 2)
+
+        assert len(current()[0]) == 1
+        assert in_child(call) == repr((({}, set()), [array.sum()] * 2))
+        assert processes()([delayed(numpy.sum)(array)] * 2) == [array.sum()] * 2
+    shutdown()
