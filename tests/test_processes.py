@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 import os
 import signal
@@ -17,6 +18,7 @@ from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed, errors
 from fastjob._core.history import recalled, remember
+from fastjob._pool.memory import store_for
 from fastjob._pool.pool import pool
 from fastjob._pool.starter import start_method
 
@@ -394,6 +396,59 @@ def test_an_argument_that_cannot_be_pickled_is_named(task, part):
     assert processes()([delayed(double)(4)]) == [8]
 
 
+@pytest.mark.parametrize("batch_size", ["auto", 1, 4])
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("bad", [{0}, {7, 8, 19}, set(range(20))], ids=len)
+def test_only_the_tasks_that_cannot_be_sent_are_lost(bad, return_as, batch_size):
+    parallel = processes(
+        on_error="return", retries=1, return_as=return_as, batch_size=batch_size
+    )
+    found = parallel(
+        delayed(identity)([Unpicklable()] if i in bad else i) for i in range(20)
+    )
+    failed = {}
+    rest = []
+    for place, value in enumerate(found):
+        if isinstance(value, TaskError):
+            assert value.index == place or return_as == "generator_unordered"
+            failed[value.index] = value
+        else:
+            rest.append(value)
+    assert sorted(rest) == [i for i in range(20) if i not in bad]
+    assert set(failed) == bad
+    for index, value in failed.items():
+        assert isinstance(value.exception, errors.TaskPicklingError)
+        assert (value.exception.index, value.exception.part) == (index, 0)
+        assert (value.attempts, value.elapsed) == (1, 0.0)
+
+
+def test_a_function_that_cannot_be_sent_is_lost_alone():
+    tasks = [delayed(double)(1), delayed(Scale(Unpicklable()))(1), delayed(double)(2)]
+    one, wrong, two = processes(on_error="return")(tasks)
+    assert (one, two) == (2, 4)
+    assert isinstance(wrong.exception, errors.TaskPicklingError)
+    with pytest.raises(TypeError, match="task 1: int is not callable"):
+        processes(on_error="return")([delayed(double)(1), (5, (), {})])
+
+
+class FailsWithoutReason:
+    """As if a signal handler had raised while it was pickled."""
+
+    def __init__(self):
+        self.failures = 1
+
+    def __reduce__(self):
+        if self.failures:
+            self.failures -= 1
+            raise TimeoutError("of a handler")
+        return FailsWithoutReason, ()
+
+
+def test_what_is_raised_from_outside_while_a_task_is_pickled_ends_the_call():
+    with pytest.raises(TimeoutError, match="of a handler"):
+        processes(on_error="return")([delayed(identity)([FailsWithoutReason()])])
+
+
 def unpicklable_result(i):
     return Unpicklable() if i == 13 else i
 
@@ -608,6 +663,47 @@ def test_a_time_limit_raises_and_leaves_the_pool_usable():
                 delayed(block_signals_and_hang)(i, 0, gate) for i in range(4)
             )
         assert processes()([delayed(double)(4)]) == [8]
+
+
+def ring_and_wait(bell, gate, i):
+    bell.ring()
+    gate.wait()
+    return i
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, sys.maxsize])
+def test_a_time_limit_beyond_all_integers_is_none(timeout):
+    with Gate() as gate, Bell() as bell:
+
+        def tasks():
+            yield delayed(ring_and_wait)(bell, gate, 1)
+            bell.wait()
+            yield delayed(identity)(2)
+
+        stream = processes(
+            timeout=timeout, batch_size=1, return_as="generator_unordered"
+        )(tasks())
+        assert next(stream) == 2  # and the caller has looked at the clock
+        gate.open()
+        assert next(stream) == 1
+
+
+@pytest.mark.posix
+def test_the_time_that_an_ended_task_took_is_told():
+    with Gate() as gate:
+        slow, dead = processes(timeout=0.3, on_error="return", batch_size=1)(
+            [
+                delayed(block_signals_and_hang)(0, 0, gate),
+                delayed(sleep_and_exit)(0.05),
+            ]
+        )
+    assert slow.elapsed >= 0.3
+    assert dead.elapsed >= 0.05
+
+
+def sleep_and_exit(seconds):
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def test_a_time_limit_near_the_length_of_the_tasks_loses_none():
@@ -971,6 +1067,39 @@ def test_the_count_of_tasks_goes_on_in_the_next_call():
     assert max(found.count(pid) for pid in found) <= 4
 
 
+def fail(i):
+    raise LookupError(i)
+
+
+def test_workers_that_are_replaced_after_failed_tasks_do_not_end_the_call():
+    """Each attempt costs a worker here, and none of them completes a task."""
+    found = processes(
+        max_tasks_per_worker=1, retries=7, on_error="return", batch_size=1
+    )(delayed(fail)(i) for i in range(3))
+    assert [type(value.exception) for value in found] == [LookupError] * 3
+    assert [value.attempts for value in found] == [8] * 3
+
+
+def test_failed_tasks_count_towards_the_replacement_of_a_worker(tmp_path):
+    pids = tmp_path / "pids"
+    parallel = processes(max_tasks_per_worker=2, retries=5, batch_size=1)
+    assert parallel([delayed(fail_up_to)(str(pids), 6)]) == [6]
+    found = pids.read_text().split()
+    assert len(found) == 6
+    assert max(found.count(pid) for pid in found) <= 2
+
+
+def fail_up_to(path, count):
+    """Note where each run happens; fail up to the last one."""
+    with open(path, "a+") as file:
+        file.write(f"{os.getpid()}\n")
+        file.seek(0)
+        runs = len(file.read().split())
+    if runs < count:
+        raise LookupError
+    return runs
+
+
 def hoard(i):
     hoard.kept = b"x" * 60_000_000
     return os.getpid()
@@ -988,6 +1117,18 @@ def test_an_idle_worker_ends_after_a_time():
     processes(idle_worker_timeout=0.05)([delayed(double)(1)] * 4)
     until(lambda: all(peer.poll_closed() for peer in pool._idle))
     assert processes(idle_worker_timeout=0.05)([delayed(double)(1)] * 4) == [2] * 4
+
+
+@pytest.mark.parametrize("seconds", [0, float("inf")])
+def test_a_worker_that_may_not_idle_takes_messages_that_come_in_pieces(seconds):
+    data = os.urandom(150_000)
+    assert processes(idle_worker_timeout=seconds, batch_size=1)(
+        delayed(length_of)(data, i) for i in range(20)
+    ) == [150_000 + i for i in range(20)]
+
+
+def length_of(data, i):
+    return len(data) + i
 
 
 def set_up(path, value):
@@ -1017,6 +1158,13 @@ def test_another_initializer_gets_other_workers(tmp_path):
         assert two([delayed(read_up)(0)] * 4) == [2] * 4
 
 
+def test_workers_of_many_initializers_do_not_pile_up(tmp_path):
+    for i in range(12):
+        run = processes(initializer=set_up, initargs=(str(tmp_path), i))
+        assert run([delayed(read_up)(0)] * 4) == [i] * 4
+        assert len(pool._idle) <= 4
+
+
 def test_arguments_of_an_initializer_may_be_arrays():
     import numpy
 
@@ -1024,6 +1172,31 @@ def test_arguments_of_an_initializer_may_be_arrays():
         parallel = processes(initializer=keep_array, initargs=(numpy.full(3, fill),))
         for _ in range(2):
             assert parallel([delayed(array_sum)()] * 3) == [3 * fill] * 3
+
+
+def test_arrays_of_tasks_that_could_not_begin_are_given_back(tmp_path, monkeypatch):
+    """The function cannot be rebuilt in a worker; the worker lives on."""
+    import numpy
+
+    (tmp_path / "only_here.py").write_text("def f(array): return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("only_here").f
+    (tmp_path / "only_here.py").unlink()
+    importlib.invalidate_caches()
+    pool.shutdown()
+    store = store_for(None)
+    before = store.live_blocks
+    found = processes(on_error="return", batch_size=5)(
+        delayed(function)(numpy.full(100_000, float(i))) for i in range(10)
+    )
+    assert {type(value.exception) for value in found} == {ModuleNotFoundError}
+    assert [peer.poll_closed() for peer in pool._idle] == [False, False]
+
+    def given_back():
+        store.collect()
+        return store.live_blocks == before
+
+    until(given_back)
 
 
 @pytest.mark.parametrize("mmap_mode", ["r", None])

@@ -95,6 +95,8 @@ class Pool:
                         peers.append(peer)
                     else:
                         self._dismiss(peer)
+            if len(peers) < want:
+                self._thin(profile, n)
             while len(peers) < want:
                 try:
                     peers.append(self._fork(nursery, profile))
@@ -143,6 +145,18 @@ class Pool:
         while self._idle:
             self._dismiss(self._idle[-1])
             self._idle.pop()
+
+    def _thin(self, profile: object, most: int) -> None:
+        """Have idle workers end that were made for something else.
+
+        A loop that gives each call another initializer would gather them without
+        limit. The `most` latest stay, for a program that has two kinds in turn.
+        """
+        others = [peer for peer in self._idle if peer.profile != profile]
+        for at, peer in enumerate(others):
+            if at < len(others) - most or peer.poll_closed():
+                self._dismiss(peer)
+                self._idle.remove(peer)
 
     def _dismiss(self, peer: Peer) -> None:
         """Have a worker end."""
