@@ -39,6 +39,13 @@ def sanitizers(session: nox.Session) -> None:
 
 
 @nox.session
+def stress(session: nox.Session) -> None:
+    """Random calls under random faults; arguments go to the script."""
+    session.install(".[test]")
+    session.run("python", "ci/stress.py", *session.posargs)
+
+
+@nox.session
 def interpreters(session: nox.Session) -> None:
     """The tests on every supported Python that is installed."""
     session.run("ci/interpreters.sh", *session.posargs, external=True)

@@ -4,12 +4,13 @@
     ci/stress.py [--seconds 60] [--seed N] [--threads 3]
 
 Faults: workers killed, stopped and continued; the nursery killed; interrupts of the
-calling thread; tasks that raise, exit, crash, fork, hang (under a time limit); results
-that cannot be pickled or rebuilt; generators dropped half-way; forks in mid-call;
-shutdown in the middle; disks that are full. A call may end with an error that one of
-the faults explains, or with a list in which every result is right; anything else ends
-the run with exit code 1, and so does an array, kept by the caller or by a worker, that
-changes after the call. The seed is printed, and repeats the choices (not the timing).
+calling thread; tasks that raise, exit, crash, fork, hang (under a time limit);
+arguments that cannot be pickled; results that cannot be pickled or rebuilt; generators
+dropped half-way; shutdown in the middle; disks that are full. A call may end with an
+error that one of the faults explains, or with a list in which every result is right;
+anything else ends the run with exit code 1, and so does an array, kept by the caller or
+by a worker, that changes after the call. The seed is printed, and repeats the choices
+(not the timing).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ TROUBLE = {
     "kill": errors.TerminatedWorkerError,
     "crash": errors.TerminatedWorkerError,
     "_exit": errors.TerminatedWorkerError,
+    "unsendable": errors.TaskPicklingError,
     "unpicklable": errors.ResultPicklingError,
     "only there": errors.ResultUnpicklingError,
     "hang": errors.TaskTimeoutError,
@@ -267,7 +269,7 @@ class Plan:
         )
         home = os.getpid()
         tasks = (
-            delayed(work)(i, self.data(i), self.seconds, self.troubles.get(i), home)
+            delayed(work)(i, self.data(i), self.seconds, self.trouble(i), home)
             for i in range(self.n_tasks)
         )
         found = []
@@ -284,6 +286,10 @@ class Plan:
             return f"failed: {type(error).__name__}"
         self.check(found, whole=self.return_as == "list" or len(found) != self.read)
         return "right"
+
+    def trouble(self, i):
+        name = self.troubles.get(i)
+        return Unpicklable() if name == "unsendable" else name
 
     def data(self, i):
         if self.arrays:
