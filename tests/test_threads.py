@@ -14,6 +14,7 @@ import time
 import weakref
 
 import pytest
+from gates import until
 
 from fastjob._core.call import Call
 from fastjob._core.delayed import delayed
@@ -927,6 +928,32 @@ def test_a_thread_that_was_given_up_does_not_hold_up_the_timeline(tmp_path, gate
     assert totals(data, "tasks") == 2
     gate.open.set()
     end_threads()
+
+
+@pytest.mark.parametrize("timeline", [False, True])
+@pytest.mark.parametrize("where", ["input", "progress"])
+def test_a_thread_that_a_call_has_failed_in_serves_the_next_one(
+    tmp_path, where, timeline
+):
+    """It did not come to write what it had run in the call that failed."""
+
+    def failing():
+        for i in range(5):
+            yield abs, (i,), {}
+        raise ValueError(where)
+
+    end_threads()
+    on_batch = refuse if where == "progress" else None
+    _, error = recorded(tmp_path, failing(), 1, ahead=1, on_batch=on_batch)
+    assert type(error) is ValueError
+    until(lambda: count_idle_threads() == 1)
+    tasks = [(abs, (-i,), {}) for i in range(10)]
+    if timeline:
+        data, results = recorded(tmp_path, tasks, 1)
+        assert totals(data, "tasks") == 10
+    else:
+        results = engine(1).run(tasks)
+    assert results == list(range(10))
 
 
 def test_a_timeline_that_fails_ends_the_call():

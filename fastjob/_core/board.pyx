@@ -109,10 +109,11 @@ cdef class Board(Service):
             self.waking += 1
             ring((<WarmThread>self.sleepers[self.n_sleepers]).bell)
 
-    # A leased thread has come.
+    # A leased thread has come.  A call that it served before may have ended with an
+    # error in the midst of what it did.
     cdef void enlist(self, WarmThread thread) noexcept:
         self.waking -= 1
-        thread.abandoned = False
+        thread.abandoned = thread.running = thread.unwritten = False
         self.serving[self.n_serving] = <void *>thread
         self.n_serving += 1
 
