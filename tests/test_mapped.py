@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 
 import pytest
@@ -139,6 +140,34 @@ def test_a_task_that_is_run_again_sees_the_same_values(tmp_path):
         store.collect()
         assert store.live_blocks == 8  # to the end of the pool
     assert found == [float(i) for i in range(8)]
+
+
+def hang_once(i, array, path):
+    if i < 2:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            signal.pause()
+    return array + 0.5
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_batches_that_wait_while_a_task_runs_for_too_long_keep_their_arrays(
+    tmp_path, retries
+):
+    """Tasks 0 and 1 hang; with the first of them, all workers are ended."""
+    parallel = pool(timeout=2, on_error="return", retries=retries, batch_size=1)
+    found = parallel(
+        delayed(hang_once)(i, np.full(N, float(i)), str(tmp_path / str(i)))
+        for i in range(10)
+    )
+    if retries == 0:
+        assert isinstance(found[0].exception, TimeoutError)
+    for i, array in enumerate(found[1 - retries :], 1 - retries):
+        assert array.min() == array.max() == i + 0.5
+    assert lender(parallel) is None
 
 
 def test_a_batch_is_small(monkeypatch):

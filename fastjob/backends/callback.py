@@ -333,8 +333,12 @@ class CallbackEngine:
         if cancel is not None:
             return batch
         if self.call.return_errors or self.call.retries:
-            # The backend can only stop everything.
-            self.backend.abort_everything(ensure_ready=True)
+            # The backend can only stop everything; ours keeps what batches refer to.
+            restart = getattr(self.backend, "restart_workers", None)
+            if restart is None:
+                self.backend.abort_everything(ensure_ready=True)
+            else:
+                restart()
             others = [b for b in self.in_flight.values() if b is not batch]
             for other in others:
                 other.live = False

@@ -9,7 +9,8 @@ Guarantee: a block is used for something else only if no worker can read it any 
 A batch's blocks stay with the `Lender` until the batch has come back, without a failed
 task, and its worker has said that all mappings made for it are gone.  In every other
 case (a task keeps its argument, or forks; a batch that is lost; failed tasks that will
-be run again from the same blocks) they stay until the pool has ended.
+be run again from the same blocks) they stay until the pool has ended.  If all workers
+are replaced in the midst of a call, the batches that wait go to the others as they are.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ class _Maker:
     """
 
     def __init__(self, batches: int | None) -> None:
+        self.batches = batches
         self.lender: Lender | None = None
         self.receiver = Receiver(batches) if receives() else None
         self.call: Call | None = None
@@ -196,8 +197,17 @@ class _Maker:
             hear(note)
         return loaded, failures, span
 
+    def renew(self) -> None:
+        """All workers have ended, and others will start.
+
+        Batches made before will be sent to those: their arguments stay where they are.
+        """
+        if self.receiver is not None:
+            self.receiver.close()
+            self.receiver = Receiver(self.batches)
+
     def close(self) -> None:
-        """All workers have ended."""
+        """All workers have ended; harmless the second time."""
         lender, self.lender = self.lender, None
         if lender is not None:
             lender.close()
@@ -294,6 +304,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         {"context", "initializer", "initargs", "maxtasksperchild"}
     )
 
+    batch_class: _Maker | None = None
     _pool: Pool | None = None
     _watch: _Watch | None = None
 
@@ -328,12 +339,21 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             return 1
         self.parallel = parallel
         options = {**self.backend_kwargs, **options}
+        self.batch_class = _Maker(options.get("maxtasksperchild"))
+        try:
+            self._start(self.batch_class, n_workers, options)
+        except BaseException:
+            self.terminate()  # nobody else will
+            raise
+        return n_workers
+
+    def _start(self, maker: _Maker, n_workers: int, options: dict[str, Any]) -> None:
+        self._started = maker, n_workers, options
         context = options.get("context")
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         made: list[Any] = []
-        self.batch_class = _Maker(options.get("maxtasksperchild"))
-        receiver = self.batch_class.receiver
+        receiver = maker.receiver
         self._in_flight: dict[Any, None] = {}
         # What is garbage now would be so in every worker.
         gc.collect()
@@ -349,7 +369,6 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             context=_RecordingContext(context, made),
         )
         self._watch = _Watch(made, self._fail)
-        return n_workers
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None
@@ -383,8 +402,22 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             raise out
         return out
 
+    def restart_workers(self) -> None:
+        """End the workers and start others, for the batches that there are."""
+        maker, n_workers, options = self._started
+        self._end_workers()
+        maker.renew()
+        self._start(maker, n_workers, options)
+
     def terminate(self) -> None:
         """End the workers."""
+        self._end_workers()
+        if self.batch_class is not None:
+            self.batch_class.close()
+        self.parallel = None
+        self.reset_batch_stats()
+
+    def _end_workers(self) -> None:
         pool, self._pool = self._pool, None
         watch, self._watch = self._watch, None
         if watch is not None:
@@ -392,13 +425,10 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             watch.stop()
         if pool is not None:
             end_pool(pool)
-            self.batch_class.close()
-        self.parallel = None
-        self.reset_batch_stats()
 
     def stop_call(self) -> None:
         """Let go of the call's arrays."""
-        if self._pool is not None and self.batch_class.lender is not None:
+        if self.batch_class is not None and self.batch_class.lender is not None:
             self.batch_class.lender.forget()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
