@@ -9,7 +9,7 @@ import threading
 
 import psutil
 import pytest
-from gates import Bell, Gate
+from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed
 from fastjob.backends.multiprocessing import MultiprocessingBackend
@@ -117,6 +117,15 @@ def test_workers_are_replaced_after_some_batches():
         n_jobs=2, backend="multiprocessing", maxtasksperchild=1, batch_size=1
     )
     assert len(set(parallel(delayed(pid_of)(i) for i in range(6)))) == 6
+
+
+@pytest.mark.posix
+def test_workers_that_were_replaced_hold_no_descriptors():
+    me = psutil.Process()
+    with Parallel(2, "multiprocessing", maxtasksperchild=1, batch_size=1) as parallel:
+        before = me.num_fds()
+        parallel(delayed(abs)(i) for i in range(20))
+        until(lambda: me.num_fds() <= before)
 
 
 def test_closures_and_lambdas_are_carried():

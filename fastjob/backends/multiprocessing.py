@@ -237,7 +237,8 @@ class _Watch:
     Parameters
     ----------
     made : list
-        The processes; grows while the pool replaces some.
+        The processes; grows while the pool replaces some. Those that have ended are
+        taken out: each has two descriptors.
     tell : callable
         Called in the thread of the watch.
     """
@@ -250,26 +251,23 @@ class _Watch:
         self.thread = start_thread(self._run, "fastjob-multiprocessing-watch")
 
     def _run(self) -> None:
-        ended: set[Any] = set()
         while True:
-            alive = {p.sentinel: p for p in self.made if p not in ended and _started(p)}
+            alive = {p.sentinel: p for p in self.made if _started(p)}
             patience = None if len(alive) >= self.n_workers else REPLACING
             ready = connection.wait([*alive, self.stopped], patience)
             if self.stopped in ready:
                 return
             for sentinel in ready:
-                process = alive[sentinel]
-                ended.add(process)
-                code = self._exit_code(process)
-                if code:
-                    self.tell(TerminatedWorkerError(pid=process.pid, exitcode=code))
+                self._ended(alive[sentinel])
 
-    def _exit_code(self, process: Any) -> int:
+    def _ended(self, process: Any) -> None:
         # The pool's own thread may be the one that reaps it; the code is there as
         # soon as either has.
         while process.exitcode is None:
             process.join(REPLACING)
-        return process.exitcode  # type: ignore[no-any-return]
+        self.made.remove(process)
+        if process.exitcode:
+            self.tell(TerminatedWorkerError(pid=process.pid, exitcode=process.exitcode))
 
     def stop(self) -> None:
         self._stop.send_bytes(b"x")  # its end would not be seen: workers have it too
