@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 
@@ -312,6 +313,86 @@ def test_a_task_that_runs_for_too_long_ends_the_call():
     with pytest.raises(TimeoutError, match="task 0"):
         parallel([delayed(signal.pause)()])
     assert parallel([delayed(abs)(-1)]) == [1]
+
+
+# Ctrl-C
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("method", METHODS)
+def test_ctrl_c_at_a_terminal_reaches_the_caller_alone(run_python, method):
+    """The whole process group gets it; its workers, busy or idle, say nothing."""
+    done = run_python(
+        "import os, signal, sys\n"
+        "from fastjob import Parallel, delayed\n"
+        f"sys.path.append({os.path.dirname(__file__)!r})\n"
+        "from gates import Bell\n"
+        "def handle(*_):\n"
+        "    print('handled', flush=True)\n"
+        "    raise KeyboardInterrupt\n"
+        "def hang(bell):\n"
+        "    bell.ring()\n"
+        "    while True:\n"
+        "        signal.pause()\n"
+        "def tasks(bell):\n"
+        "    yield delayed(hang)(bell)\n"
+        "    yield delayed(hang)(bell)\n"
+        "    bell.wait(5)\n"  # three workers have begun, two tasks
+        "    os.killpg(0, signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, handle)\n"
+        "    heard, told = os.pipe()\n"
+        "    os.set_blocking(told, False)\n"
+        "    signal.set_wakeup_fd(told)\n"
+        "    bell = Bell()\n"
+        f"    options = dict(context={method!r}, initializer=bell.ring, batch_size=1)\n"
+        "    run = Parallel(3, 'multiprocessing', **options)\n"
+        "    try:\n"
+        "        run(tasks(bell))\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('interrupted')\n"
+        "    print(run(delayed(abs)(-i) for i in range(3)))\n"
+        "    print(len(os.read(heard, 100)))\n",
+        start_new_session=True,
+    )
+    assert (done.stdout, done.stderr) == ("handled\ninterrupted\n[0, 1, 2]\n1\n", "")
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ctrl_c_while_a_worker_starts_leaves_it_alone(run_python, method):
+    """At its first instant, and while it imports the main module."""
+    done = run_python(
+        "import os, signal\n"
+        "from functools import partial\n"
+        "from fastjob import Parallel, delayed\n"
+        "interrupt = partial(signal.raise_signal, signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    os.register_at_fork(after_in_child=interrupt)\n"
+        f"    options = dict(context={method!r}, maxtasksperchild=1, batch_size=1)\n"
+        "    run = Parallel(2, 'multiprocessing', **options)\n"
+        "    print(run(delayed(abs)(-i) for i in range(5)))\n"
+        "    print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+        "else:\n"
+        "    interrupt()\n"
+    )
+    assert (done.stdout, done.stderr) == ("[0, 1, 2, 3, 4]\nset()\n", "")
+
+
+def interrupts_in_a_program():
+    program = (
+        "import signal\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler,\n"
+        "      signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+    )
+    return subprocess.check_output([sys.executable, "-c", program], text=True)
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("method", METHODS)
+def test_a_program_that_a_task_starts_can_be_interrupted(method):
+    parallel = Parallel(2, "multiprocessing", context=method)
+    assert parallel([delayed(interrupts_in_a_program)()]) == ["True set()\n"]
 
 
 # Where there can be no pool

@@ -10,13 +10,21 @@ What tasks print appears in whole lines, and at the latest at the end of their b
 A worker that was forked has the caller's handlers as well.  Those are passed over, or a
 record would be handled in two processes; a handler that an initializer or a task has
 added takes its records itself.
+
+Ctrl-C at a terminal reaches all processes; the caller alone acts on it, and ends its
+workers.  They have a handler that does nothing, instead of the caller's, or of one that
+prints a traceback; until they have it, the signal is blocked (`interrupts_blocked`).
+Not so in a worker of ``forkserver``, which begins with the mask of the server: that
+serves others, too.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
+from contextlib import contextmanager
 
 from fastjob._core.pickling import dumps, loads
 from fastjob._pool import lines, state
@@ -27,7 +35,7 @@ from fastjob.variables import Variables, capture_variables
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, TypeVar
 
     from fastjob._core.call import Call
@@ -108,12 +116,52 @@ def _handlers() -> list[logging.Handler]:
     return found
 
 
+@contextmanager
+def interrupts_blocked(context: Any) -> Iterator[None]:
+    """Block SIGINT in this thread and what it starts: the threads of a pool, workers.
+
+    Parameters
+    ----------
+    context : multiprocessing context
+        Of the pool.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # These serve the whole program, so their start must not fall in here; besides, that
+    # of the tracker would unblock the signal.
+    if context.get_start_method() == "spawn":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
+    elif context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_interrupts() -> None:
+    # Of an event loop in the caller, if it was forked with one.
+    signal.set_wakeup_fd(-1)
+    # By a handler: programs that a task starts would inherit SIG_IGN.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 _follower: Follower | None = None
 
 
 def start(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Begin the life of a worker: the initializer of its pool."""
     global _follower
+    _ignore_interrupts()
     _follower = Follower()
     # The workers of a pool have no file in common on which to wait for each other: the
     # system keeps lines apart that fit into a pipe at once.

@@ -355,17 +355,18 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         self._in_flight: dict[Any, None] = {}
         # What is garbage now would be so in every worker.
         gc.collect()
-        self._pool = Pool(
-            n_workers,
-            begin,
-            (
-                None if receiver is None else receiver.way,
-                followed.start,
-                (options.get("initializer"), tuple(options.get("initargs", ()))),
-            ),
-            options.get("maxtasksperchild"),
-            context=_RecordingContext(context, made),
-        )
+        with followed.interrupts_blocked(context):
+            self._pool = Pool(
+                n_workers,
+                begin,
+                (
+                    None if receiver is None else receiver.way,
+                    followed.start,
+                    (options.get("initializer"), tuple(options.get("initargs", ()))),
+                ),
+                options.get("maxtasksperchild"),
+                context=_RecordingContext(context, made),
+            )
         self._watch = _Watch(made, self._fail)
 
     def submit(
