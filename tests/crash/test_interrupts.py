@@ -7,6 +7,7 @@ import ctypes
 import operator
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -22,24 +23,42 @@ from fastjob._pool.pool import pool
 
 # Interrupts come from outside, at random, in whatever the program does: starting the
 # pool, feeding, waiting, decoding, reading a generator, ending a call that was
-# interrupted before. Between two calls they are counted only.
+# interrupted before. Between two calls they are ignored, and not counted.
 SOURCE = """
-import random, signal, sys
-from fastjob import Parallel, delayed
+import os, random, signal, sys
+import numpy as np
+import psutil
+from fastjob import Parallel, TaskError, delayed
 from fastjob._pool.pool import pool
+from gates import Bell, Gate, until
 
 choose = random.Random(int(sys.argv[1]))
 count = int(sys.argv[2])
-shots = interrupted = 0
-armed = False
+MOST = 5  # interrupts of one call; the later ones meet its end
+left = 0
 
 def handler(*_):
-    global shots
-    shots += 1
-    if armed:
+    global left
+    if left:
+        left -= 1
         raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, handler)
+
+def interrupted(call, n=MOST):
+    # There are as many `except` as there can be interrupts: each may be hit by one.
+    global left
+    try:
+        if n:
+            return interrupted(call, n - 1)
+        left = MOST
+        call()
+        assert left == MOST, "an interrupt was swallowed"
+        left = 0
+        return False
+    except KeyboardInterrupt:
+        left = 0
+        return True
 
 def work(x, y):
     for i in range(y):
@@ -49,47 +68,90 @@ def work(x, y):
 def big(x):
     return bytes(x) * 1000
 
-def one_call(kind):
-    if kind == 0:
-        r = Parallel(2)(delayed(work)(i, 20) for i in range(2000))
-        assert r == list(range(2000))
-    elif kind == 1:
-        r = Parallel(2, return_as="generator")(delayed(work)(i, 50) for i in range(500))
-        assert list(r) == list(range(500))
-    elif kind == 2:
-        r = Parallel(3, batch_size=1)(delayed(big)(i) for i in range(60))
-        assert [len(x) for x in r] == [1000 * i for i in range(60)]
-    elif kind == 3:
-        pool.shutdown()
-        assert Parallel(2)(delayed(work)(i, 1) for i in range(10)) == list(range(10))
+def shared(array, data):
+    return array + 1, data + b"."
+
+def fail_at_each_third(i):
+    if i % 3 == 0:
+        raise LookupError(i)
+    return i
+
+def a_list():
+    r = Parallel(2)(delayed(work)(i, 20) for i in range(2000))
+    assert r == list(range(2000))
+
+def a_generator():
+    r = Parallel(2, return_as="generator")(delayed(work)(i, 50) for i in range(500))
+    assert list(r) == list(range(500))
+
+def as_they_come():
+    r = Parallel(2, return_as="generator_unordered")(
+        delayed(work)(i, 50) for i in range(500))
+    assert sorted(r) == list(range(500))
+
+def dropped_in_the_middle():
+    r = Parallel(2, return_as="generator")(delayed(work)(i, 50) for i in range(500))
+    for i in range(250):
+        assert next(r) == i
+
+def through_sockets():
+    r = Parallel(3, batch_size=1)(delayed(big)(i) for i in range(60))
+    assert [len(x) for x in r] == [1000 * i for i in range(60)]
+
+def through_shared_memory():
+    r = Parallel(2, batch_size=1)(
+        delayed(shared)(np.full(150_000, i), bytes([i]) * 1_200_000) for i in range(8))
+    for i, (array, data) in enumerate(r):
+        assert (array == i + 1).all() and data == bytes([i]) * 1_200_000 + b"."
+
+def with_failures():
+    r = Parallel(2, on_error="return")(
+        delayed(fail_at_each_third)(i) for i in range(300))
+    for i, x in enumerate(r):
+        assert x.index == i if type(x) is TaskError else x == i
+    assert sum(type(x) is TaskError for x in r) == 100
+
+def with_a_new_pool():
+    pool.shutdown()
+    check()
 
 def check():
     assert Parallel(2)(delayed(work)(i, 1) for i in range(20)) == list(range(20))
 
+def workers():
+    nursery = getattr(pool._nursery, "_pids", [])
+    return {p.pid for p in psutil.Process().children(recursive=True)} - {*nursery}
+
+def meet(bell, gate):
+    bell.ring()
+    gate.wait()
+    return os.getpid()
+
 # So that all is imported: an interrupt in the midst of Python's own import system can
 # leave its lock taken for ever, and then no other thread can import anything.
-for kind in range(4):
-    one_call(kind)
+calls = [a_list, a_generator, as_they_come, dropped_in_the_middle, through_sockets,
+         through_shared_memory, with_failures, with_a_new_pool]
+for call in calls:
+    call()
 pool.shutdown()
 print("ready", flush=True)
-turn = 0
-while shots < count:
+turn = done = 0
+while done < count:
     turn += 1
-    try:
-        try:
-            armed = True
-            one_call(choose.randrange(4))
-            armed = False
-        except KeyboardInterrupt:
-            armed = False
-            interrupted += 1
-    except KeyboardInterrupt:
-        armed = False
+    done += interrupted(choose.choice(calls))
     if turn % 10 == 0:
         check()
 check()
-assert interrupted > count // 10, interrupted
-# Whoever is alive belongs to the pool, and the pool knows it.
+# Whoever is alive belongs to the pool, which knows that it is idle, and it is: all of
+# them take a task at the same time.
+until(lambda: workers() == {peer.pid for peer in pool._idle})
+idle = workers()
+with Gate() as gate, Bell() as bell:
+    r = Parallel(len(idle), batch_size=1, return_as="generator")(
+        delayed(meet)(bell, gate) for _ in idle)
+    bell.wait(len(idle))
+    gate.open()
+    assert set(r) == idle
 pool.end()
 print("survived", flush=True)
 sys.stdin.read()
@@ -120,31 +182,39 @@ def test_interrupts_at_random_instants(seed):
     assert (out, err, code) == ("", "", 0), f"seed {seed}"
 
 
-def interrupt_when_rung(bell, count):
-    def wait():
-        bell.wait(count)
-        signal.raise_signal(signal.SIGINT)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 def ring_and_hold(bell, gate, i):
-    bell.ring()
+    bell.ring(b"%8d" % os.getpid())
     gate.wait()
     return i
 
 
+def rung(bell, count):
+    """Wait for so many tasks that hold; the numbers of their processes."""
+    return [int(pid) for pid in re.findall(b".{8}", bell.wait(8 * count))]
+
+
+def gone(pids):
+    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
 @pytest.mark.parametrize("return_as", ["list", "generator"])
 def test_an_interrupt_ends_tasks_that_hang(return_as):
+    pids = []
     parallel = Parallel(2, "processes", return_as=return_as, batch_size=1)
     with Gate() as gate, Bell() as bell:
-        thread = interrupt_when_rung(bell, 2)
+
+        def interrupt():
+            pids.extend(rung(bell, 2))
+            signal.raise_signal(signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         with pytest.raises(KeyboardInterrupt):
             for _ in parallel(delayed(ring_and_hold)(bell, gate, i) for i in range(6)):
                 raise AssertionError("no task can have ended")
         thread.join()
+        until(lambda: gone(pids))
+        assert len(set(pids)) == 2
         assert Parallel(2, "processes")(delayed(abs)(-i) for i in range(9)) == list(
             range(9)
         )
@@ -168,12 +238,16 @@ def test_an_exception_set_by_another_thread_ends_a_call():
 
         thread = threading.Thread(target=call)
         thread.start()
-        bell.wait(2)
+        pids = rung(bell, 2)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident), ctypes.py_object(Stop)
         )
         thread.join()
+        until(lambda: gone(pids))
     assert len(caught) == 1
+    assert Parallel(2, "processes")(delayed(abs)(-i) for i in range(9)) == list(
+        range(9)
+    )
 
 
 class Stop(BaseException):
@@ -197,13 +271,13 @@ def test_an_interrupt_while_workers_are_killed_spares_none(monkeypatch, interrup
         def tasks():
             for _ in range(2):
                 yield delayed(ring_and_hold)(bell, gate, 1)
-            bell.wait(2)
+            rung(bell, 2)
             raise LookupError
 
         with pytest.raises(interrupt):
             Parallel(2, "processes", batch_size=1)(tasks())
         assert len(pids) == 2
-        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+        until(lambda: gone(pids))
 
 
 @pytest.mark.parametrize("backend", ["processes", "threading"])
