@@ -185,6 +185,9 @@ def left_behind(
         processes = {process for process in processes if not _is_pool(process)}
         threads = {t for t in threads if not t.name.startswith("fastjob")}
     _, running = psutil.wait_procs(processes, timeout=grace)
+    if pool_may_stay:
+        # One that was just being started still had the command line of its parent.
+        running = [process for process in running if not _is_pool(process)]
     for thread in threads:
         thread.join(grace)
     if processes or threads:
