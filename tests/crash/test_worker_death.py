@@ -11,8 +11,9 @@ import time
 
 import pytest
 from gates import Bell, Gate, until
+from scripts import run
 
-from fastjob import Parallel, TerminatedWorkerError, delayed
+from fastjob import Parallel, TerminatedWorkerError, delayed, parallel_config
 from fastjob._pool.pool import oom_kills, pool
 
 
@@ -85,6 +86,38 @@ def test_the_kernels_count_is_read_where_there_is_one():
     assert count >= 0 if os.path.exists("/proc/vmstat") else count == -1
 
 
+PEAKS = """
+import os
+from fastjob import Parallel, TerminatedWorkerError, delayed
+def touch_and_die(nbytes):
+    data = b"x" * nbytes
+    os._exit(1)
+for nbytes in 0, 200_000_000:
+    try:
+        Parallel(2, "processes")([delayed(touch_and_die)(nbytes)])
+    except TerminatedWorkerError as error:
+        print(error.peak_memory // 100_000_000)
+"""
+
+
+def test_the_peak_memory_of_a_dead_worker_counts_what_its_task_has_touched():
+    """In a small program: without a nursery a worker's peak counts its caller's."""
+    assert run(PEAKS) == ("0\n2\n", "", 0)
+
+
+def die_with(*args, **kwargs):
+    os._exit(1)
+
+
+def test_the_message_of_a_death_is_short_however_long_the_arguments():
+    long = {"z" * 5000: b"z" * 5000}
+    with pytest.raises(TerminatedWorkerError) as caught:
+        processes()([delayed(die_with)("x" * 5_000_000, [long] * 1000, **long)])
+    assert caught.value.function.endswith("die_with")
+    assert caught.value.arguments.startswith("'xxx")
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("batch_size", ["auto", 1, 10])
 def test_only_the_tasks_that_kill_are_lost(batch_size):
     deadly = [3, 4, 40, 99]
@@ -133,6 +166,55 @@ def test_only_what_ended_just_before_a_death_runs_twice(tmp_path, batch_size):
     runs = [(tmp_path / str(i)).stat().st_size for i in range(40)]
     assert runs[:20] + runs[25:] == [1] * 35
     assert set(runs[20:25]) <= ({1} if batch_size == 1 else {1, 2})
+
+
+def check_runs(folder, found, at, runs):
+    """Task `at` of 40 has failed for good, and has cost no other task anything."""
+    assert [x for i, x in enumerate(found) if i != at] == [
+        i for i in range(40) if i != at
+    ]
+    assert (found[at].index, found[at].attempts) == (at, runs)
+    counts = [(folder / str(i)).stat().st_size for i in range(40)]
+    assert counts.pop(at) == runs
+    # Those of its batch that had ended before it may have died with their results.
+    ended = slice(at - at % 10, at)
+    assert set(counts[ended]) <= {1, 2}
+    counts[ended] = []
+    assert set(counts) == {1}
+
+
+@pytest.mark.parametrize("retries", [1, 2])
+def test_a_task_that_always_kills_runs_as_often_as_allowed_and_alone(tmp_path, retries):
+    found = processes(batch_size=10, on_error="return", retries=retries)(
+        delayed(count_and_die_at)(str(tmp_path), 25, i) for i in range(40)
+    )
+    assert isinstance(found[25].exception, TerminatedWorkerError)
+    check_runs(tmp_path, found, 25, retries + 1)
+
+
+def test_what_to_do_about_deaths_can_come_from_the_configuration(tmp_path):
+    with parallel_config("processes", n_jobs=2, on_error="return", retries=1):
+        found = Parallel(batch_size=10)(
+            delayed(count_and_die_at)(str(tmp_path), 25, i) for i in range(40)
+        )
+    assert isinstance(found[25].exception, TerminatedWorkerError)
+    check_runs(tmp_path, found, 25, 2)
+
+
+def count_and_hang_at(folder, gate, at, i):
+    count_and_die_at(folder, None, i)
+    if i == at:
+        gate.wait()
+    return i
+
+
+def test_a_task_that_always_takes_too_long_runs_as_often_as_allowed(tmp_path):
+    with Gate() as gate:
+        found = processes(batch_size=10, on_error="return", retries=1, timeout=1)(
+            delayed(count_and_hang_at)(str(tmp_path), gate, 25, i) for i in range(40)
+        )
+    assert isinstance(found[25].exception, TimeoutError)
+    check_runs(tmp_path, found, 25, 2)
 
 
 @pytest.mark.parametrize("batch_size", ["auto", 7])
