@@ -1,8 +1,10 @@
 """The store and the links, with a real second process at the other end."""
 
+import fcntl
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,9 @@ import pytest
 from peer import Peer
 
 from fastjob._core import inheriting, segments
+from fastjob._core.lending import Link
 from fastjob._core.segments import Store
+from fastjob._core.wire import WireError
 
 MB = 1 << 20
 
@@ -251,9 +255,49 @@ def test_closing_twice_and_using_a_closed_link(store, peer):
             use()
 
 
-def test_a_token_without_its_region_is_an_internal_error(peer):
-    with pytest.raises(RuntimeError, match="report it"):
-        peer.link.open(bytes(24), "r")
+TOKEN = struct.Struct("=QQII")  # offset, nbytes, region, slot
+
+
+@pytest.mark.parametrize("use", ["open", "discard"])
+@pytest.mark.parametrize("tokens", [bytes(24), bytes(23)])
+def test_a_token_without_its_region_is_refused(peer, use, tokens):
+    with pytest.raises(WireError, match="report it"):
+        peer.link.open(tokens, "r") if use == "open" else peer.link.discard(tokens)
+
+
+@pytest.mark.parametrize("use", ["open", "discard"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((0, value) for value in (1, 4096, 64 * MB, 64 * MB + 1, 1 << 40)),
+        *((0, value) for value in ((1 << 63) + 1, (1 << 64) - 1, (1 << 64) - 65536)),
+        *((1, value) for value in (64 * MB + 1, 1 << 40, (1 << 64) - 1)),
+        *((2, value) for value in (1, 2048, (1 << 32) - 1)),
+        *((3, value) for value in (0, 2, 4096, (1 << 24) - 1, 1 << 24, (1 << 32) - 1)),
+    ],
+)
+def test_a_token_that_cannot_be_right_is_refused(peer, use, field, value):
+    _, other = peer.ask("give", MB, 5, False)
+    _, tokens = peer.ask("give", MB, 6, False)
+    peer.link.discard(other)  # slot 0 is returned, and the peer's to lend again
+    parts = list(TOKEN.unpack(tokens))
+    parts[field] = value
+    damaged = TOKEN.pack(*parts)
+    with pytest.raises(WireError, match="report it"):
+        if use == "open":
+            peer.link.open(tokens + damaged, "r")
+        else:
+            peer.link.discard(damaged)
+    peer.link.discard(tokens)
+
+
+def test_a_token_that_comes_twice_shows_a_wrong_value_and_returns_one_loan(peer):
+    _, tokens = peer.ask("give", MB, 5, False)
+    _, others = peer.ask("give", MB, 6, False)
+    views = peer.link.open(tokens + tokens, "r")
+    del views[0], views[0]
+    peer.link.discard(others)
+    assert peer("counts")["live"] == 0
 
 
 def test_a_mode_that_does_not_exist_is_refused(peer):
@@ -280,9 +324,30 @@ def test_descriptors_of_rubbish_are_closed(peer, tmp_path):
     peer.fetch(MB, 5)
     before = len(os.listdir("/proc/self/fd"))
     fds = [os.open(empty, os.O_RDWR) for _ in range(3)]
-    with pytest.raises(OSError, match="cannot map"):
+    with pytest.raises(WireError, match="0 bytes came as shared memory"):
         peer.link.give_fds(fds)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_region_in_the_place_of_a_table_is_refused(store, peer):
+    lent = peer.link.lend([store.put(b"a")])
+    table, region = map(os.dup, peer.link.take_fds())
+    other = Link()
+    with pytest.raises(WireError, match="came as shared memory"):
+        other.give_fds([region, table])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(table)
+    with pytest.raises(WireError, match="without its descriptor"):
+        other.open(lent, "r")
+    other.close()
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
+def test_nobody_can_make_a_region_or_a_table_shorter(store, peer):
+    peer.link.lend([store.put(b"a")])
+    for fd in peer.link.take_fds():
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
 
 
 def test_a_store_cannot_be_used_after_it_was_closed():

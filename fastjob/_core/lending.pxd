@@ -43,6 +43,7 @@ cdef class Link:
     cdef int check(self) except -1
     cdef unsigned int number_of(self, Block block) except? 0xFFFFFFFF
     cdef unsigned int lend_one(self, Block block) except? 0xFFFFFFFF
+    cdef int check_tokens(self, bytes tokens) except -1
     cdef View open_one(self, Token *token, str mode)
     cdef size_t drop_loans(self, void **dropped, size_t limit) noexcept nogil
     cdef void unlink(self) noexcept nogil

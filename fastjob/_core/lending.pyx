@@ -45,6 +45,11 @@ one.  A loan is one token, a token is opened at most once.
 8. *The owner forks.*  The child's copies of links, stores and blocks are of an older
    epoch and touch neither tables nor memory.  It has no views of these blocks.
 
+What comes from the peer is not trusted: descriptors and tokens that its `lend` cannot
+have made raise `WireError` before anything is touched (`size_of`, `check_tokens`).  One
+that was damaged into another buffer's place is not found out: it shows wrong bytes, or
+ends that buffer's loan too early; nothing outside the region and the table is reached.
+
 Nothing here rests on the GIL: loans and their lists are under the process's one mutex
 (see ``segments``), tables are atomic bytes.  One thread at a time uses a given link;
 its loans may be taken back by any thread.
@@ -73,6 +78,7 @@ from fastjob._core.shm cimport (
     shm_close,
     shm_count,
     shm_load,
+    shm_load64,
     shm_size,
     shm_store,
     shm_store64,
@@ -85,6 +91,7 @@ from fastjob._core.tables cimport (
     LENT,
     MAX_REGIONS,
     RETURNED,
+    TABLE_BYTES,
     TABLE_SLOTS,
     Table,
     new_table,
@@ -94,6 +101,7 @@ from fastjob._core.views cimport View
 import os
 
 from fastjob._core.forks import register_at_fork
+from fastjob._core.wire import WireError
 
 cdef enum:
     DROP_AT_ONCE = 256
@@ -304,13 +312,14 @@ cdef class Link:
             while remaining:
                 fd = remaining.pop(0)
                 if self.borrowed is None:
+                    size_of(fd, True)
                     table = Table.__new__(Table)
                     table.map(fd)
                     table.enlist()
                     self.borrowed = table
                     continue
                 region = Region.__new__(Region)
-                region.map(fd, size_of(fd))
+                region.map(fd, size_of(fd, False))
                 number = len(self.regions)
                 if number < MAX_REGIONS and self.borrowed.head.owned[number]:
                     region.track()
@@ -337,6 +346,7 @@ cdef class Link:
         list of View
         """
         self.check()
+        self.check_tokens(tokens)
         cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
         cdef size_t i
         cdef list views = []
@@ -348,18 +358,37 @@ cdef class Link:
             views.append(self.open_one(token + i, mode))
         return views
 
+    cdef int check_tokens(self, bytes tokens) except -1:
+        """Refuse tokens that the peer's `lend` cannot have made."""
+        cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
+        cdef Region region
+        cdef size_t i
+        if len(tokens) % sizeof(Token):
+            raise WireError("a part of a token came; "
+                            "this is a bug in fastjob, please report it")
+        for i in range(len(tokens) // sizeof(Token)):
+            if token[i].region >= len(self.regions):
+                raise WireError("a buffer came without its descriptor; "
+                                "this is a bug in fastjob, please report it")
+            region = self.regions[token[i].region]
+            if (token[i].offset > region.size
+                    or token[i].nbytes > region.size - token[i].offset
+                    # Only these hold blocks; the others, parts of blocks.
+                    or (region.holders != NULL and (token[i].offset == region.size
+                                                    or token[i].offset % GRANULE))
+                    or token[i].slot >= TABLE_SLOTS
+                    # Behind these the file may have no memory yet.
+                    or token[i].slot >= shm_load64(&self.borrowed.head.high)
+                    or shm_load(self.borrowed.slots + token[i].slot)
+                    not in (LENT, INHERITED)):
+                raise WireError("a token does not describe a buffer; "
+                                "this is a bug in fastjob, please report it")
+        return 0
+
     cdef View open_one(self, Token *token, str mode):
         cdef View view = View.__new__(View)
         cdef Holders *holders
-        cdef Region region
-        if token.region >= len(self.regions) or self.borrowed is None:
-            raise RuntimeError("a buffer came without its descriptor; "
-                               "this is a bug in fastjob, please report it")
-        region = self.regions[token.region]
-        if (token.slot >= TABLE_SLOTS or token.offset > region.size
-                or token.nbytes > region.size - token.offset):
-            raise RuntimeError("a token does not describe a buffer; "
-                               "this is a bug in fastjob, please report it")
+        cdef Region region = self.regions[token.region]
         view.region = region
         view.offset = token.offset
         view.nbytes = token.nbytes
@@ -385,6 +414,7 @@ cdef class Link:
     cpdef object discard(self, bytes tokens):
         """Return tokens that will not be opened."""
         self.check()
+        self.check_tokens(tokens)
         cdef Token *token = <Token *>PyBytes_AS_STRING(tokens)
         cdef size_t i
         for i in range(len(tokens) // sizeof(Token)):
@@ -424,14 +454,20 @@ cdef class Link:
         self.borrowed = None
 
 
-cdef size_t size_of(int fd) except 0:
-    """Bytes of a region that has come; owns the descriptor if it cannot tell."""
+cdef size_t size_of(int fd, bint table) except 0:
+    """Bytes of a region, or a table, that has come; closes what cannot be one.
+
+    No size is right for both.
+    """
     cdef long long size = shm_size(fd)
-    if size <= 0:
-        error = errno if size else 0
-        shm_close(fd)
+    if size == TABLE_BYTES if table else size > 0 and size % GRANULE == 0:
+        return size
+    error = errno if size < 0 else 0
+    shm_close(fd)
+    if error:
         raise OSError(error, f"cannot map a region: {os.strerror(error)}")
-    return size
+    raise WireError(f"a descriptor of {size} bytes came as shared memory; "
+                    "this is a bug in fastjob, please report it")
 
 
 cdef void remove_unread(Region region) noexcept nogil:

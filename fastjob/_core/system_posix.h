@@ -24,6 +24,9 @@
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
+#ifndef MFD_ALLOW_SEALING
+#define MFD_ALLOW_SEALING 0
+#endif
 #ifndef MSG_CMSG_CLOEXEC
 #define MSG_CMSG_CLOEXEC 0
 #endif
@@ -166,7 +169,7 @@ static int shm_create(const char *name, size_t size) {
 #ifdef MFD_CLOEXEC
     const char *wanted = getenv("FASTJOB_MEMFD");
     if (wanted == NULL || strcmp(wanted, "0") != 0) {
-        fd = memfd_create(name, MFD_CLOEXEC);
+        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
         if (fd < 0)
             return -1;
         /* Nobody else can reach it; were it reached, it would still be ours. */
@@ -177,6 +180,10 @@ static int shm_create(const char *name, size_t size) {
             errno = error;
             return -1;
         }
+#ifdef F_SEAL_SHRINK
+        /* Whoever has it mapped can rely on its size: no SIGBUS. */
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+#endif
         return fd;
     }
 #endif

@@ -3,6 +3,7 @@
 cdef enum:
     TABLE_HEADER = 4096
     TABLE_SLOTS = 16777216
+    TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS
     MAX_REGIONS = 2048
 
 # The states of a slot, one byte each; who writes them, and what they mean:

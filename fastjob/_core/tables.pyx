@@ -31,6 +31,7 @@ from fastjob._core.shm cimport (
     errno,
     shm_close,
     shm_fill,
+    shm_load,
     shm_load64,
     shm_map,
     shm_swap,
@@ -38,9 +39,6 @@ from fastjob._core.shm cimport (
 )
 
 import os
-
-cdef enum:
-    TABLE_BYTES = 16781312  # TABLE_HEADER + TABLE_SLOTS
 
 cdef char no_slots[PAGE]
 
@@ -115,7 +113,10 @@ cdef class Table:
         cdef unsigned char *state = self.slots + slot
         while not (shm_swap(state, LENT, RETURNED)
                    or shm_swap(state, INHERITED, INHERITED_DROPPED)):
-            pass
+            # Between the two a fork may have changed it: again. Any other state means
+            # that a damaged token had the slot of another view, which has returned it.
+            if shm_load(state) not in (LENT, INHERITED):
+                return
 
     cdef void pin(self) noexcept nogil:
         """Make all that is lent inherited; the receiver, under the mutex."""
