@@ -42,7 +42,7 @@ cdef inline bint is_lasting(uint32_t number) noexcept nogil:
 
 cdef struct Header:
     # 48 bytes, written by the sender, checked by the receiver
-    uint32_t magic
+    uint32_t check          # depends on all the rest
     unsigned char kind
     unsigned char flags
     unsigned short n_fds    # descriptors that belong to this frame
@@ -74,6 +74,7 @@ cdef class Channel:
     cdef bint pending(self) noexcept
     cdef int flush(self, bint wait) except -1
     cdef Py_ssize_t receive(self, bint wait) except -2
+    cdef bint peek(self, Header *head) except -1
     cdef bytes next(self)
     cdef int fetch(self, const char *names) except -1
     cdef list take_fds(self)

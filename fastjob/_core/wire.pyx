@@ -11,9 +11,11 @@ stays in `out` and goes when ``poll`` says so, while the caller goes on reading.
 worker may block in writing: the only reader is the caller, which always reads before
 it waits.  So there is no state in which both wait for the other's reading.
 
-A frame that cannot be one (wrong magic, unknown kind, a body larger than
-`MAX_BODY`) raises `WireError` and nothing of it is interpreted; the caller then treats
-the worker as dead.  Bodies are unpickled, and only by the two ends of an inherited
+A frame that cannot be one (the header's check word is wrong, an unknown kind, a body
+larger than `MAX_BODY`) raises `WireError` and nothing of it is interpreted; the caller
+then treats the worker as dead, and a worker ends.  Without the check word a damaged
+header could ask for bytes that never come, or take a reply's place, and both ends would
+wait for each other.  Bodies are unpickled, and only by the two ends of an inherited
 socketpair: nothing else can reach it.
 """
 
@@ -21,9 +23,9 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMFILE, errno
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 from fastjob._core.libc cimport (
     DESCRIPTORS_TRAVEL, POLLOUT, fj_close, fj_fetch, fj_prepare, fj_recv, fj_send, poll,
@@ -36,16 +38,30 @@ import os
 from fastjob._core.sockets import stream_pair
 
 cdef enum:
-    MAGIC = 0x314A4246
+    HEADER_WORDS = 6        # of 8 bytes
     FIRST_ROOM = 1 << 16
     NAME_BYTES = 4          # of a descriptor, where they do not travel
     KEEP_ROOM = 1 << 20     # a buffer that grew above this is given back when empty
 
 cdef uint64_t MAX_BODY = <uint64_t>1 << 40
+cdef uint64_t SPREAD = 0x9E3779B97F4A7C15   # odd, so no two words have one product
 
 
 class WireError(Exception):
     """A message that this version of fastjob cannot have sent."""
+
+
+cdef uint32_t check_of(const Header *head) noexcept nogil:
+    """The check word of a header: what stands in its place does not matter."""
+    cdef uint64_t words[HEADER_WORDS]
+    cdef uint64_t mixed = SPREAD
+    cdef size_t i
+    memcpy(words, head, sizeof(Header))
+    memset(words, 0, sizeof(uint32_t))
+    for i in range(HEADER_WORDS):
+        mixed = (mixed ^ words[i]) * SPREAD
+        mixed ^= mixed >> 32
+    return <uint32_t>mixed
 
 
 cdef char *grown(char *data, size_t start, size_t end, size_t room,
@@ -145,7 +161,6 @@ cdef class Channel:
                              need, &self.out_room)
             self.out_end -= self.out_start
             self.out_start = 0
-        header.magic = MAGIC
         header.kind = <unsigned char>kind
         header.flags = <unsigned char>flags
         header.n_fds = <unsigned short>n_fds
@@ -155,6 +170,7 @@ cdef class Channel:
         header.stamp = stamp
         header.extra = extra
         header.ended = ended
+        header.check = check_of(&header)
         memcpy(self.out + self.out_end, &header, sizeof(Header))
         self.out_end += sizeof(Header)
         if names:
@@ -228,11 +244,8 @@ cdef class Channel:
         cdef int fds[FJ_MAX_FDS]
         cdef int n_fds, i
         cdef size_t need = FIRST_ROOM // 2
-        cdef Header head    # a copy: frames begin at any address
-        if self.in_end - self.in_start >= sizeof(Header):
-            memcpy(&head, self.inp + self.in_start, sizeof(Header))
-            if head.size > MAX_BODY:
-                raise WireError(f"a message of {head.size} bytes")
+        cdef Header head
+        if self.peek(&head):
             need = max(need, sizeof(Header) + head.size
                        - min(<size_t>(self.in_end - self.in_start),
                              sizeof(Header) + head.size))
@@ -269,20 +282,25 @@ cdef class Channel:
         self.bytes_received += got
         return got
 
-    cdef bytes next(self):
-        """The body of the next whole frame, its header in `header`; None if none."""
-        cdef Header head    # a copy: frames begin at any address
-        cdef size_t have = self.in_end - self.in_start, named = 0
-        cdef char *start
-        cdef bytes body
-        if have < sizeof(Header):
-            return None
-        memcpy(&head, self.inp + self.in_start, sizeof(Header))
-        if head.magic != MAGIC or head.kind >= KIND_LIMIT or head.size > MAX_BODY:
+    cdef bint peek(self, Header *head) except -1:
+        """Whether a header has come; a copy of it, since frames begin anywhere."""
+        if self.in_end - self.in_start < sizeof(Header):
+            return False
+        memcpy(head, self.inp + self.in_start, sizeof(Header))
+        if (head.check != check_of(head) or head.kind >= KIND_LIMIT
+                or head.size > MAX_BODY):
             raise WireError(
                 "a worker and its caller disagree about a message; this is a bug in "
                 "fastjob, or memory of one of them was overwritten")
-        if have < sizeof(Header) + head.size:
+        return True
+
+    cdef bytes next(self):
+        """The body of the next whole frame, its header in `header`; None if none."""
+        cdef Header head
+        cdef size_t have = self.in_end - self.in_start, named = 0
+        cdef char *start
+        cdef bytes body
+        if not self.peek(&head) or have < sizeof(Header) + head.size:
             return None
         self.header = head
         start = self.inp + self.in_start + sizeof(Header)
