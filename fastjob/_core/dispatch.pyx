@@ -45,7 +45,7 @@ from fastjob._core.peer cimport Peer
 from fastjob._core.results cimport ResultStream
 from fastjob._core.status cimport claim_next, fj_load
 from fastjob._core.wake cimport Wake
-from fastjob._core.wire cimport FINAL, NOTE, REPLY, RETIRED, Header
+from fastjob._core.wire cimport FINAL, NOTE, RETIRED, Header
 
 import os
 
@@ -394,8 +394,6 @@ cdef class Dispatcher:
         cdef Batch batch
         cdef Py_ssize_t at
         cdef Py_ssize_t n_body = PyBytes_GET_SIZE(body)
-        if head.kind not in (REPLY, NOTE) or not peer.batches:
-            raise WireError("a reply that nothing was asked for")
         if head.kind == NOTE:
             self.crew.pool.hear(body)
             self.capture.next_epoch()

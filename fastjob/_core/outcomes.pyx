@@ -33,6 +33,16 @@ from fastjob.errors import (
 )
 
 
+cdef list in_order(list failures, Py_ssize_t n):
+    """Failures of some of `n` tasks, their positions checked: batches are cut there."""
+    cdef Py_ssize_t last = -1
+    for position, _, _, _ in failures:
+        if not last < position < n:
+            raise WireError("a failure of another task")
+        last = position
+    return failures
+
+
 @cython.final
 cdef class Outcomes:
     """The results of one call, on their way to whoever has asked for them.
@@ -87,7 +97,7 @@ cdef class Outcomes:
             else:
                 results = load(content, listen)
             if head.flags & FAILED and results:
-                failures = results.pop()
+                failures = in_order(results.pop(), head.count)
             if results is None or PyList_GET_SIZE(results) != head.count:
                 raise WireError("a reply with another number of results")
         except Exception as error:

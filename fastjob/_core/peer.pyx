@@ -20,8 +20,8 @@ from fastjob._core.status cimport (
     fj_store,
 )
 from fastjob._core.wire cimport (
-    BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, LONG_BODY, MIXED, RESET, STATE,
-    Channel, Header, is_lasting,
+    BATCH, BLOCK, COLUMN, DEFINE, FORGET, LOANS, LONG_BODY, MIXED, NOTE, REPLY, RESET,
+    STATE, Channel, Header, is_lasting,
 )
 
 from _pickle import dumps as dumps_of_c
@@ -300,8 +300,13 @@ cdef class Peer:
 
     cdef bytes next(self):
         """The body of the worker's next whole frame; None if there is none."""
+        cdef bytes body
         self.channel.process = self.slot.process
-        return self.channel.next()
+        body = self.channel.next()
+        if body is not None and (self.channel.header.kind not in (REPLY, NOTE)
+                                 or not self.batches):
+            raise WireError("a reply that nothing was asked for")
+        return body
 
     cdef object unpacked(self, bytes body):
         """The pickle of a reply, or the pickle and its buffers.

@@ -17,7 +17,7 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastjob._core.constants cimport constant, define, forget, known, reset
-from fastjob._core.lending cimport Link
+from fastjob._core.lending cimport Link, Token
 from fastjob._core.libc cimport POLLIN, cpu_ns, now_ns, poll, pollfd
 from fastjob._core.pickling cimport load
 from fastjob._core.replies cimport Replies
@@ -30,6 +30,8 @@ from fastjob._core.wire cimport (
 import os
 import sys
 from mmap import PAGESIZE
+
+from fastjob._core.wire import WireError
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
@@ -102,6 +104,9 @@ cdef class Worker:
             self.loop()
         except (BrokenPipeError, ConnectionResetError):
             return      # the caller wants no more
+        except WireError:
+            self.slot.started = 0   # no task is to blame
+            raise
 
     def loop(self):
         cdef bytes body
@@ -137,6 +142,8 @@ cdef class Worker:
                     return
             elif head.kind == STATE:
                 self.adopt(body)
+            elif head.kind != DEFINE:
+                raise WireError("a message that is not for a worker")
 
     def send_note(self, bytes note):
         """Tell the caller what a task has to say; `notes` guards the socket."""
@@ -213,8 +220,12 @@ cdef class Worker:
         cdef Py_ssize_t n_tokens = head.count
         if not head.flags & LOANS:
             return body
+        if n_tokens > PyBytes_GET_SIZE(body):
+            raise WireError("a definition without the tokens of its buffers")
         views = self.link.open(body[:n_tokens], self.mode)
         if head.flags & BLOCK:
+            if not views:
+                raise WireError("a definition without the token of its block")
             data = bytes(views.pop(0))
         else:
             data = body[n_tokens:]
@@ -244,9 +255,8 @@ cdef class Worker:
         """Run a batch; False when the worker is to exit."""
         cdef list items, results = []
         cdef list failures = None
-        cdef object functions, f, item, task, result, args, kwargs, body_view
-        cdef object indices = None
-        cdef list tokens = None, views = None
+        cdef object f, item, task, result, args, kwargs, body_view = None
+        cdef list functions = None, indices = None, tokens = None, views = None
         cdef int64_t at, since, last
         cdef bint column = head.flags & COLUMN
         cdef bint mixed = head.flags & MIXED
@@ -262,15 +272,18 @@ cdef class Worker:
         last = since = now_ns()
         self.slot.running = parity
         at = claim_one(claim)
-        if head.flags & BLOCK:
-            body_view = self.link.open(body, "r")[0]
-        else:
+        if not head.flags & BLOCK:
             body_view = body
+        elif self.broken is None:
+            if PyBytes_GET_SIZE(body) != sizeof(Token):
+                raise WireError("a batch without the token of its block")
+            body_view = self.link.open(body, "r")[0]
         if at < 0:
             if self.broken is not None:
                 flags |= RETIRED
             elif mixed:
-                self.discard(load(body_view)[3], 0)
+                items, functions, indices, tokens = load(body_view)
+                self.discard(tokens, 0)
             self.replies.send(head, results, failures, flags, 0)
             return self.broken is None
         self.slot.started = -since
@@ -282,6 +295,11 @@ cdef class Worker:
             else:
                 items = load(body_view)
                 f = constant(<uint32_t>number)
+            for whole in (items, functions, indices, tokens):
+                if whole is not None and len(whole) != head.count:
+                    raise WireError("a batch of another size")
+        except WireError:
+            raise
         except BaseException as error:
             # Everything of the batch depends on it: every task fails with it.
             failures = []
@@ -300,6 +318,8 @@ cdef class Worker:
         body = body_view = None
         since = now_ns()
         while True:
+            if at >= head.count:
+                raise WireError("a batch of another number")
             item = items[at]
             self.n_tasks += 1
             try:
@@ -335,6 +355,8 @@ cdef class Worker:
                     args = kwargs = None
                 results.append(result)
                 result = None
+            except WireError:
+                raise
             except BaseException as error:
                 if self.channel.fd < 0:
                     end_child(error)
