@@ -13,6 +13,7 @@ import pytest
 from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed
+from fastjob.backends import pool_end
 from fastjob.backends.multiprocessing import MultiprocessingBackend
 from fastjob.errors import ResultPicklingError, TaskPicklingError
 
@@ -292,6 +293,35 @@ def test_workers_that_ignore_sigterm_end_too():
         bell.wait(2)
         stream.close()
     assert multiprocessing.active_children() == []
+
+
+def write_slowly(gate, bell):
+    with local("put").__self__._wlock:
+        bell.ring()
+        gate.wait()
+    bell.ring()
+    signal.pause()
+
+
+@pytest.mark.posix
+def test_a_worker_that_writes_slowly_may_finish_when_it_was_given_up(monkeypatch):
+    parallel = Parallel(2, "multiprocessing", return_as="generator")
+    # A worker that was forked later would hold the gate closed.
+    with parallel, Gate() as gate, Bell() as bell:
+
+        def finish_and_end(workers):
+            gate.open()
+            bell.wait()
+            end_workers(workers)
+
+        stream = parallel([delayed(write_slowly)(gate, bell)])
+        bell.wait()
+        end_workers = pool_end._end_workers
+        with monkeypatch.context() as patch:
+            patch.setattr(pool_end, "_end_workers", finish_and_end)
+            patch.setattr(pool_end, "PATIENCE", 0.01)
+            stream.close()
+        assert list(parallel([delayed(abs)(-1)])) == [1]
 
 
 def test_a_death_can_be_returned():

@@ -162,6 +162,26 @@ def test_errors_can_be_returned(backend):
     assert results[1].elapsed >= 0
 
 
+def stop(error):
+    raise error
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_what_is_no_exception_is_returned_from_other_processes_only(
+    backend, n_jobs, error
+):
+    run = Parallel(n_jobs, backend, on_error="return")
+    tasks = [delayed(abs)(-1), delayed(stop)(error)]
+    if n_jobs == 2 and backend in ("processes", "multiprocessing"):
+        one, failed = run(tasks)
+        assert one == 1
+        assert type(failed.exception) is type(error)
+    else:
+        with pytest.raises(type(error)):
+            run(tasks)
+
+
 def wait_at(gate, i):
     if i == 2:
         gate.wait()

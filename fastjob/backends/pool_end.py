@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 #: needs more it is as if it had died.
 PATIENCE = 0.5
 
-#: Seconds between two looks whether the thread that writes tasks has ended.
+#: Seconds between two looks whether the thread that writes tasks has ended, and for
+#: which a thread of the pool may have the lock of the results.
 WAITING = 0.01
 
 
@@ -50,6 +51,10 @@ def end_pool(pool: Any) -> None:
             _give_up(pool)
         # Also after an interrupt: the pool's finalizer at exit would wait for ever.
         if writing is not None:
+            if not whole:
+                # Its holder may have released it after all; then a thread of the pool
+                # may have it, for a moment.
+                writing.acquire(timeout=WAITING)
             writing.release()  # ours, or that of a dead worker
         reading.acquire(block=False)
         reading.release()  # likewise
