@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from gates import Bell, Gate, until
 
@@ -722,6 +723,39 @@ def spin(i, seconds):
     return i
 
 
+def labelled(i):
+    """Several times the same object, in results of many shapes."""
+    name = f"sample-{i}"
+    row = [name, name]
+    if i % 3 == 0:
+        return row, row
+    if i % 3 == 1:
+        return {"name": name, "rows": [(name, j) for j in range(i % 7)], "id": row}
+    return {"id": name, "other": [name, i], "rows": row}
+
+
+def labelled_arrays(i):
+    import numpy
+
+    large, small = numpy.full(20_000, i), numpy.full(3, i)
+    return [large, large, small, f"sample-{i}", small, large]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 10])
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+def test_results_that_repeat_objects_are_their_own(return_as, batch_size):
+    parallel = processes(batch_size=batch_size, return_as=return_as)
+    n = 1000
+    found = list(parallel(delayed(labelled)(i) for i in range(n)))
+    assert found == [labelled(i) for i in range(n)]
+    assert all(found[i][0] is found[i][1] for i in range(0, n, 3))
+    for i, value in enumerate(parallel(delayed(labelled_arrays)(i) for i in range(50))):
+        assert value[3] == f"sample-{i}"
+        assert all((array == i).all() for array in value[:3] + value[4:])
+        assert value[0] is value[1] is value[5]
+        assert value[2] is value[4]
+
+
 # -- generators -------------------------------------------------------------------
 
 
@@ -1163,6 +1197,61 @@ def test_workers_of_many_initializers_do_not_pile_up(tmp_path):
         run = processes(initializer=set_up, initargs=(str(tmp_path), i))
         assert run([delayed(read_up)(0)] * 4) == [i] * 4
         assert len(pool._idle) <= 4
+
+
+def plus_one(array):
+    return array + 1
+
+
+@pytest.mark.posix
+def test_calls_with_folders_of_their_own_gather_no_descriptors(tmp_path):
+    """Neither here nor in workers, which would warn that a folder is gone."""
+    import numpy
+
+    counts = []
+    for i in range(16):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        for temp_folder in (folder, None):
+            found = processes(temp_folder=temp_folder, batch_size=1)(
+                delayed(plus_one)(numpy.full(200_000, i + k)) for k in range(4)
+            )
+            assert [int(array[-1]) for array in found] == [i + k + 1 for k in range(4)]
+            del found
+        folder.rmdir()
+        counts.append(psutil.Process().num_fds())
+    assert max(counts[8:]) <= max(counts[:8])
+
+
+@pytest.mark.posix
+def test_results_of_workers_that_have_ended_keep_no_descriptor_each():
+    import numpy
+
+    parallel = processes(max_tasks_per_worker=1, batch_size=1)
+    kept = parallel(delayed(plus_one)(numpy.full(20_000, i)) for i in range(4))
+    before = psutil.Process().num_fds()
+    kept += parallel(delayed(plus_one)(numpy.full(20_000, i)) for i in range(4, 40))
+    assert [int(array[0]) for array in kept] == list(range(1, 41))
+    assert psutil.Process().num_fds() <= before + 4
+
+
+def test_the_array_of_a_function_is_let_go_of_when_the_call_ends():
+    import numpy
+
+    store = store_for(None)
+    before = store.live_blocks
+    function = functools.partial(first_and, numpy.ones(200_000))
+    assert processes()(delayed(function)(i) for i in range(4)) == [1, 2, 3, 4]
+
+    def given_back():
+        store.collect()
+        return store.live_blocks == before
+
+    until(given_back)
+
+
+def first_and(array, i):
+    return int(array[0]) + i
 
 
 def test_arguments_of_an_initializer_may_be_arrays():

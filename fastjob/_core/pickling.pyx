@@ -14,7 +14,11 @@ and functions of ``__main__`` that it was made with.  A worker puts those into i
 arrives in the caller as an instance of the caller's own class.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 import io
 import sys
@@ -185,7 +189,15 @@ cdef bytes dump_plain(object value, object keep, object reducers):
 
 
 cdef bytes dump_apart(list values, object keep, object reducers):
-    """Pickle values one behind the other, so that they share no object."""
+    """Pickle values one behind the other, so that they share no object.
+
+    Behind them is where each ends. They are unpickled one by one: an unpickler keeps
+    its memo from one value to the next, though the pickler's was cleared, and would
+    put an object of the first one wherever a later one repeats an object of its own.
+    """
+    cdef bytes ends = PyBytes_FromStringAndSize(NULL, len(values) * sizeof(int64_t))
+    cdef char *place = PyBytes_AS_STRING(ends)
+    cdef int64_t end
     stream = io.BytesIO()
     pickler = PlainPickler(stream, 5, buffer_callback=keep)
     if reducers is not None:
@@ -193,16 +205,35 @@ cdef bytes dump_apart(list values, object keep, object reducers):
     for value in values:
         pickler.dump(value)
         pickler.clear_memo()
+        end = stream.tell()
+        memcpy(place, &end, sizeof(int64_t))
+        place += sizeof(int64_t)
+    stream.write(ends)
     return stream.getvalue()
 
 
 cdef list load_apart(object data, Py_ssize_t n, object listen=None):
     """Unpickle what `dump_apart` made of `n` values."""
     cdef object buffers = None
+    cdef int64_t start = 0, end
+    cdef bytes ends
+    cdef Py_ssize_t i
+    cdef list values = []
     if type(data) is tuple:
         data, buffers = data
-    unpickler = (listen or Unpickler)(io.BytesIO(data), buffers=buffers)
-    return [unpickler.load() for _ in range(n)]
+        buffers = iter(buffers)     # each value takes on where the last one stopped
+    view = memoryview(data)
+    if len(view) < n * <Py_ssize_t>sizeof(int64_t):
+        raise ValueError("the ends of some pickles are missing")
+    ends = bytes(view[len(view) - n * sizeof(int64_t):])
+    for i in range(n):
+        memcpy(&end, PyBytes_AS_STRING(ends) + i * sizeof(int64_t), sizeof(int64_t))
+        if listen is None:
+            values.append(pickle_loads(view[start:end], buffers=buffers))
+        else:
+            values.append(listen(io.BytesIO(view[start:end]), buffers=buffers).load())
+        start = end
+    return values
 
 
 def main_attribute(name):
