@@ -1,5 +1,6 @@
 """The backend on ``multiprocessing.pool``."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,7 +8,9 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 
+import numpy as np
 import psutil
 import pytest
 from gates import Bell, Gate, until
@@ -471,3 +474,38 @@ def test_one_worker_needs_no_pool_and_warns_of_nothing():
     assert MultiprocessingBackend().effective_n_jobs(1) == 1
     with pytest.raises(ValueError, match="n_jobs == 0"):
         MultiprocessingBackend().effective_n_jobs(0)
+
+
+def total(array):
+    return float(array.sum())
+
+
+@pytest.mark.posix
+def test_arguments_are_dropped_without_a_collection():
+    """Else a `with` block keeps all that was ever passed to its calls."""
+    refs = []
+
+    def tasks():
+        for i in range(6):
+            array = np.full(20_000, float(i))
+            refs.append(weakref.ref(array))
+            yield delayed(total)(array)
+
+    gc.disable()
+    try:
+        with Parallel(2, "multiprocessing") as parallel:
+            assert parallel(tasks()) == [20_000.0 * i for i in range(6)]
+            until(lambda: not any(ref() is not None for ref in refs))
+    finally:
+        gc.enable()
+
+
+def totals_of_parts(array):
+    return Parallel(2, "multiprocessing")(delayed(total)(array[i:]) for i in (0, 1, 7))
+
+
+@pytest.mark.posix
+def test_parts_of_an_argument_go_to_workers_of_the_worker():
+    array = np.arange(100_000.0)
+    found = Parallel(2, "processes")([delayed(totals_of_parts)(array)] * 2)
+    assert found == [[array[i:].sum() for i in (0, 1, 7)]] * 2

@@ -37,7 +37,7 @@ class RelayedPool:
         self.damage = damage
         self.threads = []
 
-    def lease(self, n, peers, options):
+    def lease(self, n, peers, call):
         nursery = pool._nursery
         slot = nursery.free_slot()
         to_worker, workers_end = socket.socketpair()

@@ -36,6 +36,7 @@ cdef class Capture:
     cdef long long candidate_bytes
     cdef readonly long long epoch       # raised whenever the caller's code may have run
     cdef bint quiet             # taking a task from the input runs none of it
+    cdef bint lends             # a constant has buffers in shared memory
     cdef list expired           # shared constants given up, for the workers to forget
     cdef readonly uint32_t n_constants
     cdef readonly long long n_pickles   # pickles made, for the counts

@@ -188,6 +188,8 @@ cdef class Capture:
         c.blocks = blocks
         c.needs = needs
         c.checked = self.epoch
+        if blocks is not None:
+            self.lends = True
         return c
 
     cdef Constant function(self, object f):

@@ -58,7 +58,7 @@ cdef class Crew:
     ----------
     call : Call
     pool : Pool
-        Gives peers (``lease(n, peers, options)``), takes them back
+        Gives peers (``lease(n, peers, call)``), takes them back
         (``release(peers)``), kills one (``kill(peer)``), explains why one has ended
         (``explain(peer)``), and shows what a task had to say (``hear(body)``; an
         exception from it ends the call).
@@ -84,7 +84,7 @@ cdef class Crew:
     cdef int lease(self, set live) except -1:
         """Get workers that know, of shared objects, none but those in `live`."""
         cdef Peer peer
-        self.pool.lease(self.call.n_jobs, self.peers, self.call.options)
+        self.pool.lease(self.call.n_jobs, self.peers, self.call)
         for peer in self.peers:
             peer.measure(self.call.timeline is not None)
         if live is not None:
@@ -137,7 +137,7 @@ cdef class Crew:
                 f"{self.losses} worker processes in a row ended before they finished "
                 f"a task (the last one: {died}).")
         try:
-            self.pool.lease(1, fresh, self.call.options)
+            self.pool.lease(1, fresh, self.call)
         finally:
             if fresh:
                 self.peers[self.peers.index(peer)] = fresh[0]

@@ -66,7 +66,8 @@ cdef enum:
     MOST_PATIENCE_NS = 64_000_000
     # A batch whose workers died this often, without a task to blame, is blamed.
     MOST_DEATHS = 3
-    # Pickles of constants from this many bytes on are dropped as soon as the call ends.
+    # Pickles of constants from this many bytes on are dropped as soon as the call ends,
+    # and so are constants that keep shared memory.
     HEAVY_BYTES = 64 << 10
 
 # Calling a function of bytecode makes the interpreter see to signals and to exceptions
@@ -132,7 +133,8 @@ cdef class Dispatcher:
                 if not done:
                     self.crew.abort()
             finally:
-                self.crew.leave(self.capture.bytes_pickled > HEAVY_BYTES)
+                self.crew.leave(self.capture.lends
+                                or self.capture.bytes_pickled > HEAVY_BYTES)
 
     # -- giving work -----------------------------------------------------------
 

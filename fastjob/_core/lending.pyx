@@ -315,6 +315,7 @@ cdef class Link:
                     size_of(fd, True)
                     table = Table.__new__(Table)
                     table.map(fd)
+                    table.drop_fd()     # or each dead peer's views would keep one
                     table.enlist()
                     self.borrowed = table
                     continue

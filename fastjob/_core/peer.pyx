@@ -316,7 +316,11 @@ cdef class Peer:
         cdef Header head = self.channel.header
         cdef Py_ssize_t n_tokens = head.extra
         if head.n_fds:
-            self.link.give_fds(self.channel.take_fds())
+            try:
+                self.link.give_fds(self.channel.take_fds())
+            except BaseException:
+                self.retiring = True    # the link is no more in step with the worker's
+                raise
         if not head.flags & LOANS:
             return body
         if not 0 <= n_tokens <= PyBytes_GET_SIZE(body):

@@ -39,6 +39,7 @@ cdef class Table:
     cdef bint listed
 
     cdef int map(self, int fd) except -1
+    cdef void drop_fd(self) noexcept nogil
     cdef int reserve(self, unsigned long long slot) noexcept nogil
     cdef int clear(self, size_t start, size_t size) noexcept nogil
     cdef void enlist(self) noexcept nogil

@@ -72,6 +72,11 @@ cdef class Table:
         self.epoch = current_epoch()
         return 0
 
+    cdef void drop_fd(self) noexcept nogil:
+        """Close the descriptor, which only the owner needs."""
+        shm_close(self.fd)
+        self.fd = -1
+
     cdef int reserve(self, unsigned long long slot) noexcept nogil:
         """See that the file has room for the next slot; 0 or an errno.  The owner."""
         if slot % PAGE:

@@ -42,6 +42,9 @@ def store_for(folder: Any, sharers: int = 1) -> Store:
     with _lock:
         store = _stores.get(key)
         if store is None:
+            # Of the named ones the last stays; others end with the calls that use them.
+            for other in [k for k in _stores if k is not None and key is not None]:
+                del _stores[other]
             store = _stores[key] = Store(
                 key, warm_limit=warm_limit() // sharers, idle_seconds=IDLE_SECONDS
             )

@@ -25,6 +25,7 @@ from _weakref import ref
 
 from fastjob._core.forks import register_at_fork
 from fastjob._core.wire import pair
+from fastjob._pool.memory import folder_of
 from fastjob._pool.starter import Starter, start_method
 from fastjob.errors import NurseryError
 
@@ -32,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fastjob._core.call import Call
     from fastjob._core.peer import Peer
 
 #: Seconds that the interpreter's exit waits for the workers to be gone.
@@ -62,12 +64,14 @@ class Pool:
         #: Workers started so far.
         self.n_started = 0
 
-    def lease(self, n: int, peers: list[Peer], options: dict[str, Any]) -> None:
-        """Append `n` workers to `peers`; they are the caller's until released.
+    def lease(self, n: int, peers: list[Peer], call: Call) -> None:
+        """Append `n` workers for a call to `peers`; they are its until released.
 
-        They are appended one by one, so that an interruption loses none. Where the
-        system has no descriptors left for so many, there can be fewer, but not none.
+        They have no other initializer, and no shared memory in another folder. They
+        are appended one by one, so that an interruption loses none. Where the system
+        has no descriptors left for so many, there can be fewer, but not none.
         """
+        options = call.options
         made_for = b""
         if options.get("initializer") is not None:
             from fastjob._pool.state import pickled_initializer
@@ -84,7 +88,7 @@ class Pool:
                 # Workers from before share none of it: let them go.
                 self._generation += 1
                 self._close_idle()
-            profile = (self._generation, made_for)
+            profile = (self._generation, made_for, folder_of(call.temp_folder))
             want = len(peers) + n
             for at in range(len(self._idle) - 1, -1, -1):
                 if len(peers) == want:
@@ -149,8 +153,8 @@ class Pool:
     def _thin(self, profile: object, most: int) -> None:
         """Have idle workers end that were made for something else.
 
-        A loop that gives each call another initializer would gather them without
-        limit. The `most` latest stay, for a program that has two kinds in turn.
+        A loop that gives each call another initializer, or folder, would gather them
+        without limit. The `most` latest stay, for a program that has two kinds in turn.
         """
         others = [peer for peer in self._idle if peer.profile != profile]
         for at, peer in enumerate(others):

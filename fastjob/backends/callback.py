@@ -85,6 +85,11 @@ class _Batch:
         self.outcome: Any = None
         self.error: BaseException | None = None
 
+    def end(self) -> None:
+        """Take no result any more; let go of the job, which refers to this batch."""
+        self.live = False
+        self.job = None
+
     def __call__(self, out: Any = None, *_: Any) -> None:
         """Take the result, in whatever thread the backend calls this."""
         engine = self.engine
@@ -341,7 +346,7 @@ class CallbackEngine:
                 restart()
             others = [b for b in self.in_flight.values() if b is not batch]
             for other in others:
-                other.live = False
+                other.end()
                 del self.in_flight[other.first]
                 self.n_in_flight -= len(other.tasks)
             for other in others:
@@ -354,7 +359,7 @@ class CallbackEngine:
         Tasks that are to be run again are put aside.
         """
         call = self.call
-        batch.live = False
+        batch.end()
         if batch.error is not None:
             failures = [(i, batch.error, "", 0.0) for i in range(len(batch.tasks))]
             results: list[Any] = [None] * len(batch.tasks)

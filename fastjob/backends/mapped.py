@@ -155,11 +155,21 @@ class Lender:
             data, blocks = encode(obj, sharer, cloudpickle.Pickler)
         if not blocks:
             return data
+        blocks = [self._mappable(block) for block in blocks]
         self.lent.setdefault(batch, []).extend(blocks)
         tokens = [
             (f"/proc/{self.pid}/fd/{b.region.fd}", b.offset, b.nbytes) for b in blocks
         ]
         return Arguments(data, tokens, call.mmap_mode or "r")
+
+    def _mappable(self, block: Block) -> Block:
+        """Return a block that can be mapped.
+
+        A part of what this process was itself lent begins anywhere.
+        """
+        if block.offset % mmap.ALLOCATIONGRANULARITY:
+            return self.store.put(block)
+        return block
 
     def returned(self, batch: int) -> None:
         """No worker can read the blocks of a batch any more."""
