@@ -242,6 +242,21 @@ def test_a_result_that_does_not_fit_is_the_error_of_its_task():
     assert found[:3] + found[4:] == [0, 1, 2, 4, 5]
 
 
+def limit_memory():
+    """For as long as this worker lives."""
+    limit = (address_space() + 50_000_000, resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_an_argument_that_does_not_fit_is_the_error_of_its_task():
+    data = [b"x", bytes(100_000_000), b"xy"]
+    run = processes(on_error="return", batch_size=1, initializer=limit_memory)
+    for _ in range(2):
+        first, error, last = run(delayed(length)(x) for x in data)
+        assert (first, last) == (1, 2)
+        assert isinstance(error.exception, (MemoryError, OSError))
+
+
 def test_200_megabytes_both_ways_at_once():
     chunk = os.urandom(1 << 20)
     data = [chunk * 50 + bytes([i]) * (50 << 20) for i in range(2)]
