@@ -124,8 +124,8 @@ cdef class Worker:
                 if head.kind == DEFINE:
                     define(head.number, self.received(body, head))
             except (MemoryError, OSError) as error:
-                # A limit of this process: the tasks that follow fail with it, and then
-                # it ends, since the link is no more in step with the caller's.
+                # A limit of this process. It ends after the next batch, since the link
+                # is no more in step with the caller's; see `run`.
                 self.out_of_step = True
                 self.broken = error
             if head.kind == BATCH:
@@ -271,6 +271,10 @@ cdef class Worker:
         self.replies.cpu = cpu_ns() if self.slot.timed else 0
         last = since = now_ns()
         self.slot.running = parity
+        if self.out_of_step and self.n_tasks > 0:
+            # An earlier task may have set the limit: let a new worker try.
+            self.replies.send(head, results, failures, FINAL | RETIRED, 0)
+            return False
         at = claim_one(claim)
         if not head.flags & BLOCK:
             body_view = body
