@@ -150,13 +150,21 @@ class Commands:
         with open("/proc/self/maps") as maps:
             return (len(maps.readlines()), len(os.listdir("/proc/self/fd"))), []
 
-    def fork(self, tokens):
-        """Fork a child that holds all views; it ends when told by a byte."""
+    def fork(self, tokens, daemon=False):
+        """Fork a child that holds all views; it ends when told by a byte.
+
+        As a daemon it closes all descriptors of its parent.
+        """
         wait, wake = os.pipe()
         answer, done = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(wake)
+            if daemon:
+                low, high = sorted((wait, done))
+                os.closerange(3, low)
+                os.closerange(low + 1, high)
+                os.closerange(high + 1, 1024)
             os.read(wait, 1)
             data = {
                 name: [bytes(view)[:1] for view in kept]

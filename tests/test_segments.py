@@ -427,6 +427,65 @@ def test_two_forked_children_both_have_to_end(store, peer):
     assert peer("maps")[1] == before - 2 - 4  # pipes of the links, and of the test
 
 
+@pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
+def test_a_child_that_closes_all_descriptors_keeps_what_its_parent_drops(store, peer):
+    peer("keep", "x", "r", blocks=[store.put(b"a" * MB)])
+    peer("fork", True)
+    peer("drop", "x")
+    peer("counts")
+    store.collect()
+    assert store.live_blocks == 1
+    assert peer("end_child") == {"x": [b"a"]}
+    peer("counts")
+    store.collect()
+    assert store.live_blocks == 0
+
+
+def test_without_anonymous_files_a_pipe_tells_that_a_child_lives(store, monkeypatch):
+    monkeypatch.setenv("FASTJOB_MEMFD", "0")
+    with Peer() as peer:
+        peer("keep", "x", "r", blocks=[store.put(b"a" * MB)])
+        before = peer("maps")[1]
+        peer("fork")
+        peer("drop", "x")
+        peer("counts")
+        store.collect()
+        assert store.live_blocks == 1
+        assert peer("end_child") == {"x": [b"a"]}
+        peer("counts")
+        store.collect()
+        assert store.live_blocks == 0
+        assert peer("maps")[1] == before
+
+
+def test_more_forks_than_are_followed_keep_all_that_is_inherited(run_python):
+    done = run_python(
+        "import os, sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from peer import Peer\n"
+        "from fastjob._core import inheriting\n"
+        "def fork():\n"
+        "    inheriting.before_fork()\n"
+        "    inheriting.after_fork_in_parent()\n"
+        "def no_pipe():\n"
+        "    raise OSError(24, 'Too many open files')\n"
+        "with Peer() as peer:\n"
+        "    view = peer.fetch(1000, 7)\n"
+        "    pipe, os.pipe = os.pipe, no_pipe\n"
+        "    os.environ['FASTJOB_MEMFD'] = '0'\n"
+        "    for _ in range(4096):\n"
+        "        fork()\n"
+        "    os.pipe = pipe\n"
+        "    before = os.listdir('/proc/self/fd')\n"
+        "    fork()\n"
+        "    print(os.listdir('/proc/self/fd') == before)\n"
+        "    del view\n"
+        "    inheriting.settle_forks()\n"
+        "    print(peer('counts')['live'])\n"
+    )
+    assert (done.stdout, done.stderr) == ("True\n1\n", "")
+
+
 def test_what_a_dead_process_left_to_its_children_is_never_reused(run_python):
     # In a process of its own, since the memory stays for as long as the owner lives.
     done = run_python(
@@ -493,16 +552,17 @@ def test_a_fork_that_fails_delays_nothing(store, peer):
 
 def test_without_a_descriptor_to_watch_a_child_its_views_are_kept(run_python):
     done = run_python(
-        "import os, sys\n"
+        "import os, resource, sys\n"
         f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         "from peer import Peer\n"
         "from fastjob._core.segments import Store\n"
-        "def no_pipe():\n"
-        "    raise OSError(24, 'Too many open files')\n"
         "store = Store()\n"
         "with Peer() as peer:\n"
         "    view = peer.fetch(1000, 7)\n"
-        "    os.pipe = no_pipe\n"
+        "    next = os.dup(0)\n"
+        "    os.close(next)\n"
+        "    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (next, hard))\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
         "        os._exit(0)\n"

@@ -7,4 +7,4 @@ cdef bint is_forking() noexcept nogil
 cdef bint has_heirs() noexcept nogil
 
 # Release what was inherited by children that have ended.
-cdef int settle() except -1
+cdef void settle() noexcept nogil

@@ -8,31 +8,47 @@ back, while a child can read it.
     view, whether its link is still open or not; (b) a view opened between that and the
     fork itself is INHERITED from the start; (c) a deallocator turns INHERITED into
     INHERITED_DROPPED, which the owner does not take for RETURNED; (d) the child and all
-    its descendants hold the write end of a pipe: when its read end hangs up, none of
-    them is left, and with no such pipe left INHERITED becomes LENT and
-    INHERITED_DROPPED becomes RETURNED.  In (c) and (d) each change is a
-    compare-and-swap, so a deallocator that runs meanwhile is not lost.  The child's own
-    deallocators see that the epoch has changed and touch nothing.  A slot that is
-    inherited when its process dies is never taken back: a descendant may live.
+    its descendants have a sign of life (below): when it is gone, none of them is left,
+    and with no such fork left INHERITED becomes LENT and INHERITED_DROPPED becomes
+    RETURNED.  In (c) and (d) each change is a compare-and-swap, so a deallocator that
+    runs meanwhile is not lost.  The child's own deallocators see that the epoch has
+    changed and touch nothing.  A slot that is inherited when its process dies is never
+    taken back: a descendant may live.
+
+The sign of life is a page of shared memory that the parent maps before the fork, and
+unmaps after it: whoever has it mapped is a descendant.  It is never touched, so it takes
+no memory.  Like the views it belongs to the address space and nothing else: a fork
+copies both, exec and death end both, and a child that closes all its descriptors, as
+daemons do, keeps both.  It is asked for by `shm_mapped`, which is tried before the
+fork: a kernel that does not say that the parent has the page mapped is not believed.
+
+Where there are no such files (macOS, ``FASTJOB_MEMFD=0``) it is the write end of a pipe,
+whose read end hangs up.  A child that closes all its descriptors and lives on is taken
+for dead there; the arrays that it has inherited may change under its eyes.
 
 Memory of a dead owner is given back by whoever drops the last view on it here, unless
-`has_heirs`.  A deallocator in another thread, at any moment of a fork:
+`has_heirs`: some fork is in `living`.  A deallocator in another thread, at any moment:
 
-1. before `forking` is raised: the view is gone, or being dropped by a thread that the
-   child does not have;
-2. from then until `generations` is raised: it sees `forking`, which is lowered last;
-3. after that, until the last descendant has ended: it sees `generations`.
-
-It looks at `forking` first: in the other order it could miss both.
+1. before the fork is in `living`: the view is gone, or being dropped by a thread that
+   the child does not have;
+2. after that, until the last descendant has ended: it sees that there is one.
 
 A fork while there is no table costs nothing, and no descriptor.  If another thread
-opens the first view in the middle of it, or if there was no descriptor for the pipe,
-the end of the child cannot be told: it is taken to live for ever.
+opens the first view in the middle of it, or if there was no descriptor for a sign of
+life, the end of the child cannot be told: it is taken to live for ever.
 """
 
 from fastjob._core.libc cimport POLLHUP, poll, pollfd
-from fastjob._core.regions cimport enter_child, lock, unlock
-from fastjob._core.shm cimport shm_add, shm_count
+from fastjob._core.regions cimport PAGE, enter_child, lock, unlock
+from fastjob._core.shm cimport (
+    shm_add,
+    shm_close,
+    shm_count,
+    shm_create,
+    shm_map,
+    shm_mapped,
+    shm_unmap,
+)
 from fastjob._core.tables cimport any_borrowed, forget_borrowed, pin_all, unpin_all
 
 import os
@@ -40,15 +56,26 @@ from _thread import get_ident
 
 from fastjob._core.forks import register_at_fork
 
-# Changed under the mutex only.
-cdef unsigned int forking = 0      # forks between their hooks
-cdef unsigned int generations = 0  # forks some descendants of which are alive
-cdef bint inherited = False        # some slots may be INHERITED or INHERITED_DROPPED
+cdef enum:
+    MOST_FORKS = 4096  # that are followed at the same time
 
-# Read ends of the pipes that the descendants of a fork hold.
-cdef list inheritors = []
-# By thread: the two ends of the pipe of the fork it is at, or None.
-cdef dict pipes = {}
+
+cdef struct Fork:
+    unsigned int number
+    int fd  # the page's or the pipe's; -1: nothing tells its end
+
+
+# Changed under the mutex only.
+cdef unsigned int forking = 0   # forks between their hooks
+cdef unsigned int forks = 0     # the number of the last one
+cdef bint inherited = False     # some slots may be INHERITED or INHERITED_DROPPED
+cdef Fork living[MOST_FORKS]    # forks going on, or with descendants alive; the oldest
+cdef unsigned int n_living = 0  # comes first
+cdef bint overflowed = False    # there were more: nothing is taken back any more
+
+# By thread: the fork it is at, as number, address of the page or 0, write end or -1,
+# and whether there were tables.
+cdef dict begun = {}
 
 
 cdef bint is_forking() noexcept nogil:
@@ -56,34 +83,53 @@ cdef bint is_forking() noexcept nogil:
 
 
 cdef bint has_heirs() noexcept nogil:
-    return shm_count(&forking) != 0 or shm_count(&generations) != 0
+    return shm_count(&n_living) != 0
 
 
-cdef int settle() except -1:
-    """Forget the forks whose descendants have all ended."""
-    global generations, inherited
+cdef bint ended(int fd) noexcept nogil:
+    """Whether nobody is left who has this sign of life."""
+    cdef int mapped
     cdef pollfd hangup
+    if fd < 0:
+        return False
+    mapped = shm_mapped(fd)
+    if mapped >= 0:
+        return mapped == 0
+    hangup.fd = fd
+    hangup.events = 0
+    hangup.revents = 0
+    return poll(&hangup, 1, 0) == 1 and hangup.revents & POLLHUP
+
+
+cdef void remove(unsigned int i) noexcept nogil:
+    """Take a fork out of `living`; under the mutex."""
+    cdef int fd = living[i].fd
+    cdef unsigned int j
+    # In this order for `forget`, which sees it unfinished if another thread forks now.
+    living[i].fd = -1
+    if fd >= 0:
+        shm_close(fd)
+    for j in range(i + 1, n_living):
+        living[j - 1] = living[j]
+    shm_add(&n_living, -1)
+
+
+cdef void settle() noexcept nogil:
+    """Forget the forks whose descendants have all ended."""
+    global inherited
+    cdef unsigned int i
     if not inherited:
-        return 0
-    for fd in list(inheritors):
-        hangup.fd = fd
-        hangup.events = 0
-        hangup.revents = 0
-        if poll(&hangup, 1, 0) == 1 and hangup.revents & POLLHUP:
-            try:
-                inheritors.remove(fd)
-            except ValueError:
-                continue  # another thread was first
-            os.close(fd)
-            lock()
-            shm_add(&generations, -1)
-            unlock()
+        return
     lock()
-    if forking == 0 and generations == 0:
+    i = 0 if overflowed else n_living
+    while i:
+        i -= 1
+        if ended(living[i].fd):
+            remove(i)
+    if n_living == 0:
         inherited = False
         unpin_all()
     unlock()
-    return 0
 
 
 def settle_forks():
@@ -91,63 +137,100 @@ def settle_forks():
     settle()
 
 
+cdef int make_sign(void **page, int *write_end) except -2:
+    """A sign of life, which this process has too; -1 if there can be none."""
+    cdef int fd = shm_create(b"fastjob", PAGE)
+    if fd >= 0:
+        page[0] = shm_map(fd, 0, PAGE, False)
+        if page[0] != NULL:
+            if shm_mapped(fd) == 1:
+                return fd
+            shm_unmap(page[0], PAGE)
+            page[0] = NULL
+        shm_close(fd)
+    try:
+        fd, write_end[0] = os.pipe()
+    except OSError:
+        return -1
+    return fd
+
+
+cdef void drop_sign(size_t page, int write_end) noexcept nogil:
+    """Show this sign of life no longer."""
+    if page:
+        shm_unmap(<void *>page, PAGE)
+    if write_end >= 0:
+        shm_close(write_end)
+
+
 def before_fork():
     """Mark what is lent to this process as inherited by the child to come."""
-    global inherited
-    ends = None
+    global forks, inherited, overflowed
+    cdef void *page = NULL
+    cdef int fd = -1, write_end = -1
     lock()
     found = any_borrowed()
     unlock()
     if found:
         # Or a program that forks again and again would run out of descriptors.
         settle()
-        try:
-            ends = os.pipe()
-        except OSError:
-            pass  # as if the child lived for ever
-    pipes[get_ident()] = ends
+        fd = make_sign(&page, &write_end)
     lock()
     shm_add(&forking, 1)
+    forks += 1
+    number = forks
+    if n_living < MOST_FORKS:
+        living[n_living].number = number
+        living[n_living].fd = fd
+        shm_add(&n_living, 1)
+    else:
+        overflowed = True
+        if fd >= 0:
+            shm_close(fd)
     if any_borrowed():
         inherited = True
         pin_all()
     unlock()
+    begun[get_ident()] = number, <size_t>page, write_end, found
 
 
 def after_fork_in_parent():
     """Remember the child until it and its descendants have ended."""
-    if get_ident() not in pipes:
+    cdef unsigned int number, i
+    if get_ident() not in begun:
         return
-    ends = pipes.pop(get_ident())
+    number, page, write_end, found = begun.pop(get_ident())
+    drop_sign(page, write_end)
     lock()
-    if ends is not None or any_borrowed():
-        shm_add(&generations, 1)
+    if not found and not any_borrowed():
+        for i in range(n_living):
+            if living[i].number == number:
+                remove(i)
+                break
     shm_add(&forking, -1)
     unlock()
-    if ends is not None:
-        os.close(ends[1])
-        inheritors.append(ends[0])
 
 
 def forget():
     """Disown all shared memory, in a forked child; runs by itself after `os.fork`.
 
-    Views stay readable.  The write end of this fork's pipe stays open for as long as
-    this process lives: it is what tells the parent that it does.
+    Views stay readable.  This fork's sign of life stays for as long as this process
+    lives: it is what tells the parent that it does.
     """
-    global forking, generations, inherited
+    global forking, inherited, n_living, overflowed
     enter_child()
     forget_borrowed()
     forking = 0
-    generations = 0
     inherited = False
-    ends = pipes.pop(get_ident(), None)
-    pipes.clear()
-    if ends is not None:
-        os.close(ends[0])
-    for fd in inheritors:
-        os.close(fd)
-    inheritors.clear()
+    overflowed = False
+    begun.pop(get_ident(), None)
+    for _, page, write_end, _ in begun.values():
+        drop_sign(page, write_end)  # another thread's
+    begun.clear()
+    while n_living:
+        n_living -= 1
+        if living[n_living].fd >= 0:
+            shm_close(living[n_living].fd)
 
 
 register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,

@@ -17,6 +17,7 @@ cdef extern from "fastjob/_core/system.h" nogil:
     int64_t shm_size(int fd) noexcept
     void shm_close(int fd) noexcept
     void *shm_map(int fd, size_t offset, size_t size, bint private_) noexcept
+    int shm_mapped(int fd) noexcept
     void *shm_zeros(size_t size) noexcept
     void shm_unmap(void *address, size_t size) noexcept
     Py_ssize_t shm_fill(int fd, size_t offset, void *address, const void *source,

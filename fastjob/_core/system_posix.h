@@ -208,6 +208,21 @@ static void *shm_map(int fd, size_t offset, size_t size, int private_) {
     return address == MAP_FAILED ? NULL : address;
 }
 
+/* Whether any process has a file of `shm_create` mapped for writing; -1 where the system
+   does not say.  Once it is 0, none can have it again: an answer is a seal, which the
+   kernel refuses as long as there is such a mapping.  A fork copies the mapping; exec and
+   the end of the process end it; closing descriptors does not. */
+static int shm_mapped(int fd) {
+#ifdef F_SEAL_WRITE
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) == 0)
+        return 0;
+    if (errno == EBUSY)
+        return 1;
+#endif
+    (void)fd;
+    return -1;
+}
+
 /* Memory of this process alone, zeroed, which is there once it is touched. */
 static void *shm_zeros(size_t size) {
     void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
