@@ -178,6 +178,11 @@ class Commands:
         self.children.append((child, wake, answer))
         return child, []
 
+    def rotate(self, tokens):
+        """Let the oldest child be the last to end; how many there are."""
+        self.children.append(self.children.pop(0))
+        return len(self.children), []
+
     def end_child(self, tokens):
         child, wake, answer = self.children.pop(0)
         os.write(wake, b"x")

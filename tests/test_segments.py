@@ -427,6 +427,58 @@ def test_two_forked_children_both_have_to_end(store, peer):
     assert peer("maps")[1] == before - 2 - 4  # pipes of the links, and of the test
 
 
+def test_a_child_keeps_only_what_was_there_when_it_was_forked(store, peer):
+    peer("keep", "w", "r", blocks=[store.put(b"w" * MB)])
+    peer("fork")  # lives until the end; w
+    peer("keep", "x", "r", blocks=[store.put(b"x" * MB)])
+    peer("fork")  # w, x
+    peer("drop", "x")
+    peer("keep", "y", "r", blocks=[store.put(b"y" * MB)])
+    peer("fork")  # w, y
+    peer("drop", "y")
+    peer("drop", "w")
+    long = peer("rotate")
+
+    def live():
+        peer("counts")
+        store.collect()
+        return store.live_blocks
+
+    assert live() == 3
+    assert peer("end_child") == {"w": [b"w"], "x": [b"x"]}
+    assert live() == 2  # although an older and a newer child live
+    peer("keep", "z", "r", blocks=[store.put(b"z" * MB)])
+    peer("drop", "z")
+    assert live() == 2
+    assert peer("end_child") == {"w": [b"w"], "y": [b"y"]}
+    assert live() == 1
+    assert long == 3
+    assert peer("end_child") == {"w": [b"w"]}
+    assert live() == 0
+
+
+def test_a_slot_that_is_lent_again_belongs_to_later_forks_alone(store, peer):
+    peer("keep", "w", "r", blocks=[store.put(b"w" * MB)])
+    peer("keep", "x", "r", blocks=[store.put(b"x" * MB)])
+    peer("fork")
+    peer("drop", "x")
+    assert peer("end_child") == {"w": [b"w"], "x": [b"x"]}
+    peer("counts")
+    store.collect()
+    peer("fork")
+    peer("keep", "y", "r", blocks=[store.put(b"y" * MB)])  # in the slot of x
+    peer("fork")
+    peer("drop", "y")
+    assert peer("end_child") == {"w": [b"w"]}
+    peer("counts")
+    store.collect()
+    assert store.live_blocks == 2
+    assert peer("end_child") == {"w": [b"w"], "y": [b"y"]}
+    peer("counts")
+    store.collect()
+    assert store.live_blocks == 1
+
+
 @pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
 def test_a_child_that_closes_all_descriptors_keeps_what_its_parent_drops(store, peer):
     peer("keep", "x", "r", blocks=[store.put(b"a" * MB)])

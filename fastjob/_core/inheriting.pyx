@@ -9,22 +9,32 @@ back, while a child can read it.
     fork itself is INHERITED from the start; (c) a deallocator turns INHERITED into
     INHERITED_DROPPED, which the owner does not take for RETURNED; (d) the child and all
     its descendants have a sign of life (below): when it is gone, none of them is left,
-    and with no such fork left INHERITED becomes LENT and INHERITED_DROPPED becomes
-    RETURNED.  In (c) and (d) each change is a compare-and-swap, so a deallocator that
-    runs meanwhile is not lost.  The child's own deallocators see that the epoch has
-    changed and touch nothing.  A slot that is inherited when its process dies is never
-    taken back: a descendant may live.
+    and where no fork is left that a slot was visible to, INHERITED becomes LENT and
+    INHERITED_DROPPED becomes RETURNED.  In (c) and (d) each change is a
+    compare-and-swap, so a deallocator that runs meanwhile is not lost.  The child's own
+    deallocators see that the epoch has changed and touch nothing.  A slot that is
+    inherited when its process dies is never taken back: a descendant may live.
+
+To which forks a slot is visible.  Forks are numbered in (a), under the mutex, in one
+step with the marking.  The table notes for each slot the first and the last number
+that came by while the slot was LENT or INHERITED (`Table.pin`).  A view that a child
+has was there at its fork, so it had not been dropped, and its slot was in one of
+these states when that fork was numbered, or (b) came later: then the slot belongs to
+all forks.  What was dropped, or taken back and lent again, is in another state at the
+later forks, or starts anew.  So no fork outside the two numbers can see it: a child
+that lives for long keeps what was there when it was forked, and nothing else.
 
 The sign of life is a page of shared memory that the parent maps before the fork, and
-unmaps after it: whoever has it mapped is a descendant.  It is never touched, so it takes
-no memory.  Like the views it belongs to the address space and nothing else: a fork
-copies both, exec and death end both, and a child that closes all its descriptors, as
-daemons do, keeps both.  It is asked for by `shm_mapped`, which is tried before the
-fork: a kernel that does not say that the parent has the page mapped is not believed.
+unmaps after it: whoever has it mapped is a descendant.  It is never touched, so it
+takes no memory.  Like the views it belongs to the address space and nothing else: a
+fork copies both, exec and death end both, and a child that closes all its
+descriptors, as daemons do, keeps both.  It is asked for by `shm_mapped`, which is
+tried before the fork: a kernel that does not say that the parent has the page mapped
+is not believed.
 
-Where there are no such files (macOS, ``FASTJOB_MEMFD=0``) it is the write end of a pipe,
-whose read end hangs up.  A child that closes all its descriptors and lives on is taken
-for dead there; the arrays that it has inherited may change under its eyes.
+Where there are no such files (macOS, ``FASTJOB_MEMFD=0``) it is the write end of a
+pipe, whose read end hangs up.  A child that closes all its descriptors and lives on
+is taken for dead there; the arrays that it has inherited may change under its eyes.
 
 Memory of a dead owner is given back by whoever drops the last view on it here, unless
 `has_heirs`: some fork is in `living`.  A deallocator in another thread, at any moment:
@@ -49,7 +59,13 @@ from fastjob._core.shm cimport (
     shm_mapped,
     shm_unmap,
 )
-from fastjob._core.tables cimport any_borrowed, forget_borrowed, pin_all, unpin_all
+from fastjob._core.tables cimport (
+    ANY,
+    any_borrowed,
+    forget_borrowed,
+    pin_all,
+    unpin_all,
+)
 
 import os
 from _thread import get_ident
@@ -59,19 +75,16 @@ from fastjob._core.forks import register_at_fork
 cdef enum:
     MOST_FORKS = 4096  # that are followed at the same time
 
-
-cdef struct Fork:
-    unsigned int number
-    int fd  # the page's or the pipe's; -1: nothing tells its end
-
-
 # Changed under the mutex only.
 cdef unsigned int forking = 0   # forks between their hooks
 cdef unsigned int forks = 0     # the number of the last one
 cdef bint inherited = False     # some slots may be INHERITED or INHERITED_DROPPED
-cdef Fork living[MOST_FORKS]    # forks going on, or with descendants alive; the oldest
-cdef unsigned int n_living = 0  # comes first
 cdef bint overflowed = False    # there were more: nothing is taken back any more
+# Numbers of forks that go on, or have descendants alive, ascending; and the descriptor
+# of the page or the pipe, or -1: nothing tells their end.
+cdef unsigned int living[MOST_FORKS]
+cdef int signs[MOST_FORKS]
+cdef unsigned int n_living = 0
 
 # By thread: the fork it is at, as number, address of the page or 0, write end or -1,
 # and whether there were tables.
@@ -103,32 +116,35 @@ cdef bint ended(int fd) noexcept nogil:
 
 cdef void remove(unsigned int i) noexcept nogil:
     """Take a fork out of `living`; under the mutex."""
-    cdef int fd = living[i].fd
+    cdef int fd = signs[i]
     cdef unsigned int j
     # In this order for `forget`, which sees it unfinished if another thread forks now.
-    living[i].fd = -1
+    signs[i] = -1
     if fd >= 0:
         shm_close(fd)
     for j in range(i + 1, n_living):
         living[j - 1] = living[j]
+        signs[j - 1] = signs[j]
     shm_add(&n_living, -1)
 
 
 cdef void settle() noexcept nogil:
     """Forget the forks whose descendants have all ended."""
     global inherited
-    cdef unsigned int i
+    cdef unsigned int i, before
     if not inherited:
         return
     lock()
+    before = n_living
     i = 0 if overflowed else n_living
     while i:
         i -= 1
-        if ended(living[i].fd):
+        if ended(signs[i]):
             remove(i)
+    if n_living < before or n_living == 0:
+        unpin_all(living, n_living)
     if n_living == 0:
         inherited = False
-        unpin_all()
     unlock()
 
 
@@ -168,6 +184,7 @@ def before_fork():
     global forks, inherited, overflowed
     cdef void *page = NULL
     cdef int fd = -1, write_end = -1
+    cdef unsigned int number = 0
     lock()
     found = any_borrowed()
     unlock()
@@ -177,11 +194,11 @@ def before_fork():
         fd = make_sign(&page, &write_end)
     lock()
     shm_add(&forking, 1)
-    forks += 1
-    number = forks
-    if n_living < MOST_FORKS:
-        living[n_living].number = number
-        living[n_living].fd = fd
+    if n_living < MOST_FORKS and forks < ANY:
+        forks += 1
+        number = forks
+        living[n_living] = number
+        signs[n_living] = fd
         shm_add(&n_living, 1)
     else:
         overflowed = True
@@ -189,7 +206,7 @@ def before_fork():
             shm_close(fd)
     if any_borrowed():
         inherited = True
-        pin_all()
+        pin_all(number)
     unlock()
     begun[get_ident()] = number, <size_t>page, write_end, found
 
@@ -204,7 +221,7 @@ def after_fork_in_parent():
     lock()
     if not found and not any_borrowed():
         for i in range(n_living):
-            if living[i].number == number:
+            if living[i] == number:
                 remove(i)
                 break
     shm_add(&forking, -1)
@@ -229,8 +246,8 @@ def forget():
     begun.clear()
     while n_living:
         n_living -= 1
-        if living[n_living].fd >= 0:
-            shm_close(living[n_living].fd)
+        if signs[n_living] >= 0:
+            shm_close(signs[n_living])
 
 
 register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent,

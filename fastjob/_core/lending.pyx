@@ -82,7 +82,6 @@ from fastjob._core.shm cimport (
     shm_size,
     shm_store,
     shm_store64,
-    shm_swap,
 )
 from fastjob._core.tables cimport (
     FREE,
@@ -407,7 +406,7 @@ cdef class Link:
         view.table = self.borrowed
         if is_forking():
             # A child that is being forked gets this view too.
-            shm_swap(self.borrowed.slots + token.slot, LENT, INHERITED)
+            self.borrowed.pin_one(token.slot)
         if mode == "c":
             view.map_private()
         return view

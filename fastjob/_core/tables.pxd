@@ -28,11 +28,24 @@ cdef struct TableHead:
     # the region is sent
 
 
+# The first and the last of the forks that a slot was visible to, see ``inheriting``.
+cdef struct Span:
+    unsigned int first
+    unsigned int last
+
+
+cdef unsigned int ANY  # no fork has a number as large as this
+
+
 cdef class Table:
     cdef int fd
     cdef int epoch
     cdef TableHead *head
     cdef unsigned char *slots
+    # by slot, of those that were there at the last fork; the receiver's own; guarded by
+    # the mutex
+    cdef Span *spans
+    cdef size_t spans_size
     # the list of this process's borrowed tables, guarded by the mutex
     cdef void *next
     cdef void *previous
@@ -45,8 +58,10 @@ cdef class Table:
     cdef void enlist(self) noexcept nogil
     cdef void unlist(self) noexcept nogil
     cdef void release(self, unsigned int slot) noexcept nogil
-    cdef void pin(self) noexcept nogil
-    cdef void unpin(self) noexcept nogil
+    cdef void pin(self, unsigned int fork) noexcept nogil
+    cdef void pin_one(self, unsigned int slot) noexcept nogil
+    cdef void unpin(self, unsigned int *living, size_t n) noexcept nogil
+    cdef void grow(self, size_t size) noexcept nogil
 
 
 # A table for what this process lends, with its head reserved.
@@ -54,6 +69,6 @@ cdef Table new_table()
 
 # All tables of loans to this process that it has mapped; under the mutex.
 cdef bint any_borrowed() noexcept nogil
-cdef void pin_all() noexcept nogil
-cdef void unpin_all() noexcept nogil
+cdef void pin_all(unsigned int fork) noexcept nogil
+cdef void unpin_all(unsigned int *living, size_t n) noexcept nogil
 cdef void forget_borrowed() noexcept nogil

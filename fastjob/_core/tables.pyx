@@ -17,6 +17,7 @@ for blocks: no SIGBUS.
 """
 
 cimport cython
+from libc.stdlib cimport free, realloc
 
 from fastjob._core.regions cimport (
     PAGE,
@@ -40,6 +41,8 @@ from fastjob._core.shm cimport (
 
 import os
 
+cdef unsigned int ANY = 0xFFFFFFFF
+
 cdef char no_slots[PAGE]
 
 cdef void *first = NULL  # of the borrowed tables; guarded by the mutex
@@ -56,6 +59,8 @@ cdef class Table:
     def __dealloc__(self):
         if self.listed and self.epoch == current_epoch():
             self.unlist()
+            # Not in a child: another thread may have been at it.
+            free(self.spans)
         if self.head != NULL:
             shm_unmap(self.head, TABLE_BYTES)
         if self.fd >= 0:
@@ -123,35 +128,78 @@ cdef class Table:
             if shm_load(state) not in (LENT, INHERITED):
                 return
 
-    cdef void pin(self) noexcept nogil:
+    cdef void pin(self, unsigned int fork) noexcept nogil:
         """Make all that is lent inherited; the receiver, under the mutex."""
-        cdef size_t slot
-        for slot in range(shm_load64(&self.head.high)):
-            shm_swap(self.slots + slot, LENT, INHERITED)
+        cdef size_t slot, high = shm_load64(&self.head.high)
+        self.grow(high)
+        for slot in range(high):
+            if shm_swap(self.slots + slot, LENT, INHERITED):
+                if slot < self.spans_size:
+                    self.spans[slot].first = self.spans[slot].last = fork
+            elif slot < self.spans_size and shm_load(self.slots + slot) == INHERITED:
+                self.spans[slot].last = fork
 
-    cdef void unpin(self) noexcept nogil:
-        """Undo `pin`, since no descendant lives; the receiver, under the mutex."""
+    cdef void grow(self, size_t size) noexcept nogil:
+        """Make room for spans; without room a slot is taken to be visible to all."""
+        cdef void *grown
+        if size <= self.spans_size:
+            return
+        size = max(size, 2 * self.spans_size)
+        grown = realloc(self.spans, size * sizeof(Span))
+        if grown == NULL:
+            return
+        self.spans = <Span *>grown
+        while self.spans_size < size:
+            self.spans[self.spans_size].first = 0
+            self.spans[self.spans_size].last = ANY
+            self.spans_size += 1
+
+    cdef void pin_one(self, unsigned int slot) noexcept nogil:
+        """Make a slot inherited by every child; the receiver."""
+        lock()
+        if (shm_swap(self.slots + slot, LENT, INHERITED)
+                and slot < self.spans_size):
+            self.spans[slot].first = 0
+            self.spans[slot].last = ANY
+        unlock()
+
+    cdef void unpin(self, unsigned int *living, size_t n) noexcept nogil:
+        """Undo `pin` where none of these forks sees it; the receiver, under the mutex.
+        """
         cdef size_t slot
+        cdef unsigned char state
         for slot in range(shm_load64(&self.head.high)):
+            state = shm_load(self.slots + slot)
+            if state != INHERITED and state != INHERITED_DROPPED:
+                continue
+            if n and (slot >= self.spans_size or covers(self.spans + slot, living, n)):
+                continue
             if not shm_swap(self.slots + slot, INHERITED, LENT):
                 shm_swap(self.slots + slot, INHERITED_DROPPED, RETURNED)
+
+
+cdef bint covers(Span *span, unsigned int *forks, size_t n) noexcept nogil:
+    """Whether one of these numbers, which ascend, is in the span."""
+    while n and forks[n - 1] > span.last:
+        n -= 1
+    return n != 0 and forks[n - 1] >= span.first
 
 
 cdef bint any_borrowed() noexcept nogil:
     return first != NULL
 
 
-cdef void pin_all() noexcept nogil:
+cdef void pin_all(unsigned int fork) noexcept nogil:
     cdef void *table = first
     while table != NULL:
-        (<Table>table).pin()
+        (<Table>table).pin(fork)
         table = (<Table>table).next
 
 
-cdef void unpin_all() noexcept nogil:
+cdef void unpin_all(unsigned int *living, size_t n) noexcept nogil:
     cdef void *table = first
     while table != NULL:
-        (<Table>table).unpin()
+        (<Table>table).unpin(living, n)
         table = (<Table>table).next
 
 
