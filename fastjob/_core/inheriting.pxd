@@ -6,5 +6,5 @@ cdef bint is_forking() noexcept nogil
 # Whether some child may read through views that are gone here.
 cdef bint has_heirs() noexcept nogil
 
-# Release what was inherited by children that have ended.
-cdef void settle() noexcept nogil
+# Release what was inherited by children that have ended; whether others may end yet.
+cdef bint settle() noexcept nogil

@@ -12,8 +12,13 @@ back, while a child can read it.
     and where no fork is left that a slot was visible to, INHERITED becomes LENT and
     INHERITED_DROPPED becomes RETURNED.  In (c) and (d) each change is a
     compare-and-swap, so a deallocator that runs meanwhile is not lost.  The child's own
-    deallocators see that the epoch has changed and touch nothing.  A slot that is
-    inherited when its process dies is never taken back: a descendant may live.
+    deallocators see that the epoch has changed and touch nothing.
+
+Whoever needs memory looks for (d), and a worker whose task has forked does before its
+last reply to a batch, while it is idle, and when it exits.  A slot that is inherited
+when its process dies is never taken back: a descendant may live.  So the argument of
+a task that forked, and whose worker was killed or ended before the child did, stays
+for as long as its owner lives.
 
 To which forks a slot is visible.  Forks are numbered in (a), under the mutex, in one
 step with the marking.  The table notes for each slot the first and the last number
@@ -128,12 +133,13 @@ cdef void remove(unsigned int i) noexcept nogil:
     shm_add(&n_living, -1)
 
 
-cdef void settle() noexcept nogil:
-    """Forget the forks whose descendants have all ended."""
+cdef bint settle() noexcept nogil:
+    """Forget the forks whose descendants have all ended; whether some may end yet."""
     global inherited
     cdef unsigned int i, before
+    cdef bint more = False
     if not inherited:
-        return
+        return False
     lock()
     before = n_living
     i = 0 if overflowed else n_living
@@ -141,11 +147,14 @@ cdef void settle() noexcept nogil:
         i -= 1
         if ended(signs[i]):
             remove(i)
+        elif signs[i] >= 0:
+            more = True
     if n_living < before or n_living == 0:
         unpin_all(living, n_living)
     if n_living == 0:
         inherited = False
     unlock()
+    return more
 
 
 def settle_forks():

@@ -17,6 +17,7 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastjob._core.constants cimport constant, define, forget, known, reset
+from fastjob._core.inheriting cimport settle
 from fastjob._core.lending cimport Link, Token
 from fastjob._core.libc cimport POLLIN, cpu_ns, now_ns, poll, pollfd
 from fastjob._core.pickling cimport load
@@ -195,6 +196,7 @@ cdef class Worker:
         cdef pollfd waiter
         cdef int ready
         cdef int64_t began = now_ns(), left, pause
+        cdef bint lent
         # With a part of a message here it is not silent.
         cdef bint limited = self.idle_seconds >= 0 and self.channel.in_end == 0
         waiter.fd = self.channel.fd
@@ -206,7 +208,8 @@ cdef class Worker:
                            - (now_ns() - began) // 1000000)
             pause = left
             # The caller drops results whenever it likes, without a message.
-            if self.replies.lent(now_ns() - began > COLLECT_MS * 1000000):
+            lent = self.replies.lent(now_ns() - began > COLLECT_MS * 1000000)
+            if settle() or lent:
                 pause = COLLECT_MS if left < 0 else min(left, COLLECT_MS)
             with nogil:
                 ready = poll(&waiter, 1, <int>min(pause, 1 << 30))
@@ -401,6 +404,7 @@ cdef class Worker:
         self.slot.started = 0
         self.discard(tokens, claim_next(fj_load(claim)))
         item = items = None
+        settle()    # what the tasks' children had, which have ended
         if self.worn():
             flags |= RETIRED
         self.replies.send(head, results, failures, flags, now_ns() - last)

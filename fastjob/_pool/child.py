@@ -7,6 +7,7 @@ import os
 import sys
 
 from fastjob._core.forks import register_at_fork
+from fastjob._core.inheriting import settle_forks
 from fastjob._core.status import StatusPage, die_with_parent
 from fastjob._core.wire import Channel
 from fastjob._core.worker import Worker
@@ -110,6 +111,7 @@ def serve(fd: int, page: StatusPage, slot: int, caller: int = 0) -> None:
     Worker(channel, page, slot, adopted).serve()
     adopted.notes.keep()  # from here on nobody listens
     run_exit_functions()
+    settle_forks()  # or what their children had would stay for ever
 
 
 def reseed() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import threading
 
 import pytest
-from gates import Bell, Gate
+from gates import Bell, Gate, until
 from scripts import run
 
 from fastjob import Parallel, delayed, share, shutdown
+from fastjob._pool import memory
 from fastjob._pool.pool import pool
 from fastjob.sharing import current
 
@@ -164,4 +167,49 @@ def test_a_child_does_not_use_the_shared_memory_of_its_parents_shares():
         assert len(current()[0]) == 1
         assert in_child(call) == repr((({}, set()), [array.sum()] * 2))
         assert processes()([delayed(numpy.sum)(array)] * 2) == [array.sum()] * 2
+    shutdown()
+
+
+def end(pid):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def fork(gate, when, array):
+    """Fork a child that has the array until the gate opens, or until `end`."""
+    pid = os.fork()
+    if pid == 0:
+        gate.wait()
+        os._exit(0)
+    if when == "now":
+        end(pid)
+    elif when == "at exit":
+        atexit.register(end, pid)
+    return float(array[0])
+
+
+def lent(stores):
+    for store in stores:
+        store.collect()
+    return sum(store.live_blocks for store in stores)
+
+
+@pytest.mark.parametrize(
+    ("when", "limit"), [("now", 1), ("now", None), ("idle", None), ("at exit", 1)]
+)
+def test_what_a_task_left_to_its_child_is_taken_back_when_that_has_ended(when, limit):
+    np = pytest.importorskip("numpy")
+    arrays = [np.full(200_000, float(i)) for i in range(4)]
+    with Gate() as gate:
+        call = processes(batch_size=1, max_tasks_per_worker=limit)
+        found = call(delayed(fork)(gate, when, array) for array in arrays)
+        assert found == [0, 1, 2, 3]
+        stores = list(memory._stores.values())
+        if when == "idle":
+            assert lent(stores) > 0
+            gate.open()
+            until(lambda: lent(stores) == 0)
+        elif when == "at exit":
+            shutdown()
+        assert lent(stores) == 0
     shutdown()
