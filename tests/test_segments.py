@@ -236,8 +236,33 @@ def test_memory_of_a_dead_peer_is_kept_for_a_child_that_is_being_forked(peer):
     assert memory_of(region) == 3 * MB
     inheriting.after_fork_in_parent()
     inheriting.settle_forks()  # there was no child
-    del views[0]
     assert memory_of(region) == 2 * MB
+    del views[0]
+    assert memory_of(region) == MB
+    assert bytes(views[0]) == b"\x03" * MB
+
+
+def test_memory_of_a_dead_peer_is_given_back_after_the_last_child(peer):
+    views = [peer.fetch(MB, fill) for fill in (1, 2, 3)]
+    region = views[0].region
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit([bytes(view)[0] for view in views] != [1, 2, 3])
+    os.close(read)
+    del views[0]
+    peer.kill()
+    peer.link.close()
+    del views[0]
+    inheriting.settle_forks()
+    assert memory_of(region) == 3 * MB
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    inheriting.settle_forks()
+    assert memory_of(region) == MB
+    assert bytes(views[0]) == b"\x03" * MB
 
 
 def test_closing_twice_and_using_a_closed_link(store, peer):

@@ -48,13 +48,17 @@ Memory of a dead owner is given back by whoever drops the last view on it here, 
    the child does not have;
 2. after that, until the last descendant has ended: it sees that there is one.
 
+What it then leaves is given back by `settle` once no fork is in `living`.  That lowers
+`n_living` and looks at the views; the deallocator counts its view down and looks at
+`n_living`: at least one of them sees the other, as in 4 of ``lending``.
+
 A fork while there is no table costs nothing, and no descriptor.  If another thread
 opens the first view in the middle of it, or if there was no descriptor for a sign of
 life, the end of the child cannot be told: it is taken to live for ever.
 """
 
 from fastjob._core.libc cimport POLLHUP, poll, pollfd
-from fastjob._core.regions cimport PAGE, enter_child, lock, unlock
+from fastjob._core.regions cimport PAGE, enter_child, lock, remove_all_unread, unlock
 from fastjob._core.shm cimport (
     shm_add,
     shm_close,
@@ -153,6 +157,7 @@ cdef bint settle() noexcept nogil:
         unpin_all(living, n_living)
     if n_living == 0:
         inherited = False
+        remove_all_unread()
     unlock()
     return more
 

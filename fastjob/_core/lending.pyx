@@ -76,7 +76,6 @@ from fastjob._core.shm cimport (
     errno,
     shm_add,
     shm_close,
-    shm_count,
     shm_load,
     shm_load64,
     shm_size,
@@ -447,9 +446,9 @@ cdef class Link:
         self.unsent.clear()
         for region in self.regions:
             if region.holders != NULL:
-                shm_store(&region.orphaned, 1)
+                region.orphan()
                 if not has_heirs():
-                    remove_unread(region)
+                    region.remove_unread()
         self.regions.clear()
         self.borrowed = None
 
@@ -468,29 +467,6 @@ cdef size_t size_of(int fd, bint table) except 0:
         raise OSError(error, f"cannot map a region: {os.strerror(error)}")
     raise WireError(f"a descriptor of {size} bytes came as shared memory; "
                     "this is a bug in fastjob, please report it")
-
-
-cdef void remove_unread(Region region) noexcept nogil:
-    """Give back the memory of a dead peer's region that no view covers."""
-    cdef size_t granule = 0, end = region.size >> GRANULE_BITS, start = 0
-    cdef bint read = False
-    for granule in range(end):
-        if shm_count(&region.holders[granule].views):
-            read = True
-            break
-    if not read:
-        return  # the mapping is about to go, and all the memory with it
-    granule = 0
-    while granule < end:
-        if shm_count(&region.holders[granule].views):
-            if granule > start:
-                region.remove(start << GRANULE_BITS, (granule - start) << GRANULE_BITS)
-            granule += region.holders[granule].granules
-            start = granule
-        else:
-            granule += 1
-    if end > start:
-        region.remove(start << GRANULE_BITS, (end - start) << GRANULE_BITS)
 
 
 cdef int reclaim_all() except -1:

@@ -20,10 +20,17 @@ cdef class Region:
     cdef char *address
     cdef Holders *holders      # one a granule; NULL in the owner
     cdef unsigned char orphaned  # atomic; the owner is dead, nobody allocates here
+    # the list of this process's orphaned regions, guarded by the mutex
+    cdef void *next
+    cdef void *previous
+    cdef int epoch             # in which it was orphaned
 
     cdef int map(self, int fd, size_t size) except -1
     cdef int track(self) except -1
     cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil
+    cdef void orphan(self) noexcept nogil
+    cdef void unlist(self) noexcept nogil
+    cdef void remove_unread(self) noexcept nogil
 
 
 # A new, empty, unnamed file of `size` bytes; `place` None is anonymous memory.
@@ -37,3 +44,6 @@ cdef void lock() noexcept nogil
 cdef void unlock() noexcept nogil
 cdef int current_epoch() noexcept nogil
 cdef void enter_child() noexcept
+
+# Give back what no view covers of regions whose owners are dead; under the mutex.
+cdef void remove_all_unread() noexcept nogil

@@ -13,6 +13,7 @@ cimport cython
 from fastjob._core.shm cimport (
     errno,
     shm_close,
+    shm_count,
     shm_create,
     shm_init,
     shm_lock,
@@ -20,6 +21,7 @@ from fastjob._core.shm cimport (
     shm_map,
     shm_mutex,
     shm_remove,
+    shm_store,
     shm_unlock,
     shm_unmap,
     shm_zeros,
@@ -32,6 +34,8 @@ cdef tuple MEMORY = (None, "/dev/shm")
 
 cdef shm_mutex mutex
 cdef int epoch = 0
+
+cdef void *first_orphan = NULL
 
 shm_init(&mutex)
 
@@ -50,7 +54,8 @@ cdef int current_epoch() noexcept nogil:
 
 cdef void enter_child() noexcept:
     """Disown everything; in the child, whose only thread is this one."""
-    global epoch
+    global epoch, first_orphan
+    first_orphan = NULL
     epoch += 1
     shm_init(&mutex)
 
@@ -64,6 +69,8 @@ cdef class Region:
         self.fd = -1
 
     def __dealloc__(self):
+        if self.orphaned and self.epoch == epoch:
+            self.unlist()
         if self.address != NULL:
             shm_unmap(self.address, self.size)
         if self.holders != NULL:
@@ -94,6 +101,59 @@ cdef class Region:
     cdef void remove(self, size_t offset, size_t nbytes) noexcept nogil:
         """Give memory back that nobody reads any more."""
         shm_remove(self.address + offset, nbytes)
+
+    cdef void orphan(self) noexcept nogil:
+        """Note that the owner is dead: who drops the last view gives memory back."""
+        global first_orphan
+        lock()
+        self.epoch = epoch
+        self.next = first_orphan
+        if self.next != NULL:
+            (<Region>self.next).previous = <void *>self
+        first_orphan = <void *>self
+        shm_store(&self.orphaned, 1)
+        unlock()
+
+    cdef void unlist(self) noexcept nogil:
+        global first_orphan
+        lock()
+        if self.previous != NULL:
+            (<Region>self.previous).next = self.next
+        else:
+            first_orphan = self.next
+        if self.next != NULL:
+            (<Region>self.next).previous = self.previous
+        unlock()
+
+    cdef void remove_unread(self) noexcept nogil:
+        """Give back the memory of a dead peer's region that no view covers."""
+        cdef size_t granule = 0, end = self.size >> GRANULE_BITS, start = 0
+        cdef bint read = False
+        for granule in range(end):
+            if shm_count(&self.holders[granule].views):
+                read = True
+                break
+        if not read:
+            return  # the mapping is about to go, and all the memory with it
+        granule = 0
+        while granule < end:
+            if shm_count(&self.holders[granule].views):
+                if granule > start:
+                    self.remove(start << GRANULE_BITS,
+                                (granule - start) << GRANULE_BITS)
+                granule += self.holders[granule].granules
+                start = granule
+            else:
+                granule += 1
+        if end > start:
+            self.remove(start << GRANULE_BITS, (end - start) << GRANULE_BITS)
+
+
+cdef void remove_all_unread() noexcept nogil:
+    cdef void *region = first_orphan
+    while region != NULL:
+        (<Region>region).remove_unread()
+        region = (<Region>region).next
 
 
 cdef int open_file(str place, size_t size) except -1:
