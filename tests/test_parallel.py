@@ -240,6 +240,21 @@ def test_an_error_in_a_generator_comes_at_its_turn_or_before(backend):
         next(results)
 
 
+def first_of(values):
+    return next(iter(values))
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_stop_iteration_of_a_task_does_not_pass_for_the_end(
+    backend, n_jobs, return_as
+):
+    runner = Parallel(n_jobs, backend, return_as)
+    with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+        list(runner(delayed(first_of)(values) for values in ([1], [2], [], [4])))
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
 # One call at a time
 
 

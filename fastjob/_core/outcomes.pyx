@@ -20,6 +20,7 @@ from fastjob._core.crew cimport Crew
 from fastjob._core.libc cimport now_ns
 from fastjob._core.peer cimport Peer
 from fastjob._core.pickling cimport load, load_apart
+from fastjob._core.results cimport raise_end
 from fastjob._core.wire cimport APART, FAILED, LOANS, Header
 
 import functools
@@ -195,7 +196,7 @@ cdef class Outcomes:
         self.counters.failed_tasks += 1
         self.crew.note("error", peer, f"task {index}: {type_name(error)}")
         if not self.call.return_errors:
-            raise error
+            raise_end(error)
         if text is None:
             text = str(error)
         self.deliver(batch, at, [TaskError(index, error, text, attempts, elapsed)], 0)

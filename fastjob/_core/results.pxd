@@ -68,6 +68,9 @@ cdef class ResultIterator:
     cdef ResultStream stream
 
 
+cdef int raise_end(object error) except -1
+
+
 # A function that, called from compiled code, makes the interpreter handle signals and
 # exceptions set by other threads.
 cdef object handle_pending

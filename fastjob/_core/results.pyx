@@ -357,7 +357,7 @@ cdef class ResultStream:
         self.error = None
         unlock_leaf(self.lock)
         if error is not None:
-            raise error
+            raise_end(error)
         return 0
 
     cdef int sleep(self, object watch) except -1:
@@ -418,6 +418,17 @@ cdef class ResultStream:
         self.places = wider
         self.mask = 2 * size - 1
         return True
+
+
+cdef int raise_end(object error) except -1:
+    """Raise the error that ends a call.
+
+    A StopIteration would be taken for the end of its results, so that those that are
+    missing are not missed: it becomes what a generator makes of it.
+    """
+    if isinstance(error, StopIteration):
+        raise RuntimeError("a task raised StopIteration") from error
+    raise error
 
 
 cdef int refuse(int why, long long index) except -1:

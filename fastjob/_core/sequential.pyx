@@ -18,7 +18,7 @@ from cython cimport final
 from fastjob._core.call cimport Call, Counters
 from fastjob._core.delayed cimport as_task, run_task
 from fastjob._core.pace cimport Pace, pace_due, pace_start
-from fastjob._core.results cimport handle_pending
+from fastjob._core.results cimport handle_pending, raise_end
 from fastjob._core.spans cimport Spans
 
 from fastjob.errors import TaskError
@@ -191,5 +191,5 @@ cdef class SequentialEngine:
         if self.spans is not None:
             self.spans.tell("error", text.split("\n", 2)[1])
         if not (self.call.return_errors and isinstance(error, Exception)):
-            raise error
+            raise_end(error)
         return TaskError(index, error, text, attempt, elapsed)
