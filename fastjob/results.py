@@ -30,16 +30,6 @@ class ResultStream(Ending):
         self._stream = stream
         self._next = stream.__next__
 
-    def __iter__(self) -> ResultStream:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._next()
-        except BaseException as error:
-            self._end(early=not isinstance(error, StopIteration))
-            raise
-
     def close(self) -> None:
         """End the call; tasks that have not started are never run."""
         self._end(early=True)

@@ -319,6 +319,31 @@ def test_leaving_a_with_block_ends_its_generator(backend):
     assert list(parallel([delayed(abs)(-1)])) == [1]
 
 
+def test_a_second_reader_is_refused_and_the_first_gets_everything(backend):
+    read, errors = [], []
+    refused = threading.Event()
+
+    def reader():
+        try:
+            read.extend(results)
+        except ValueError as error:
+            errors.append(error)
+            refused.set()
+
+    # The gate is made last: a worker that is forked with it would hold it shut.
+    with Parallel(2, backend, "generator") as parallel:
+        readers = [threading.Thread(target=reader) for _ in range(2)]
+        with Gate() as gate:
+            results = parallel(delayed(wait_at)(gate, i) for i in range(2, 8))
+            for thread in readers:
+                thread.start()
+            assert refused.wait(30)
+        for thread in readers:
+            thread.join()
+    assert read == list(range(2, 8))
+    assert "already being waited for" in str(errors)
+
+
 def test_an_object_that_is_dropped_is_freed_without_the_collector():
     parallel = Parallel(n_jobs=2, backend="threading")
     parallel([delayed(abs)(-1)])

@@ -1,5 +1,10 @@
 """Objects whose end is the end of a call, however they are dropped.
 
+They are iterators for one reader at a time.  A second one is refused here, before the
+engine hears of it, since every error that comes out of an engine ends the call: the
+refusal would take its results from the first.  Compiled, so that no interrupt comes
+between the note that somebody reads and the promise to take it back.
+
 What is raised in a destructor is printed and lost.  An interrupt, or an exception that
 another thread sets, can be raised in one:
 
@@ -25,7 +30,27 @@ cdef enum:
 
 
 cdef class Ending:
-    """Calls ``_end(early=True)``, which may be repeated, when it is dropped."""
+    """Calls ``_end(early=True)``, which may be repeated, when it is dropped.
+
+    It iterates over what ``_next()`` returns, and calls ``_end`` when that raises.
+    """
+
+    cdef bint reading
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.reading:
+            raise ValueError("the next result is already being waited for")
+        self.reading = True
+        try:
+            return self._next()
+        except BaseException as error:
+            self._end(early=not isinstance(error, StopIteration))
+            raise
+        finally:
+            self.reading = False
 
     def __del__(self):
         cdef int _attempt
