@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+CUT = "The with block of this Parallel has ended, and this call with it."
+
 
 class ResultStream(Ending):
     """The results of a call as an iterator; what ``return_as="generator"`` returns.

@@ -22,7 +22,7 @@ from fastjob.results import ResultStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     Self = TypeVar("Self", bound="Running")
@@ -57,6 +57,8 @@ class Running(Reporting):
     _listening = _each = False
     _recording: Any = None
     _stream: ref[ResultStream] | None = None
+    # Ends a call that cannot go on without the backend; of a list, from another thread.
+    _cut: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self._running: dict[str, object] = {}
@@ -72,6 +74,9 @@ class Running(Reporting):
         stream = self._stream() if self._stream is not None else None
         if stream is not None:
             stream.close()
+        cut = self._cut
+        if cut is not None:
+            cut()
         self._backend.terminate()
 
     def _run(self, iterable: Iterable[Any], n_tasks: int | None) -> Any:
@@ -100,6 +105,7 @@ class Running(Reporting):
                 results = ResultStream(stream, lambda early: self._end(me, early))
                 self._stream = ref(results)
             else:
+                self._cut = getattr(engine, "cut", None)
                 results = engine.run(tasks)
             failed = False
             return results
@@ -204,6 +210,7 @@ class Running(Reporting):
         """End a call, whose engine has left nothing behind; harmless when repeated."""
         if self._running.get("call") is not caller:
             return
+        self._cut = None
         try:
             if self._listening:
                 self._end_report(failed)

@@ -509,3 +509,26 @@ def test_parts_of_an_argument_go_to_workers_of_the_worker():
     array = np.arange(100_000.0)
     found = Parallel(2, "processes")([delayed(totals_of_parts)(array)] * 2)
     assert found == [[array[i:].sum() for i in (0, 1, 7)]] * 2
+
+
+def ring_and_wait(bell, gate):
+    bell.ring()
+    gate.wait()
+
+
+def test_a_list_whose_workers_another_thread_ends_is_an_error():
+    errors = []
+
+    def call():
+        with pytest.raises(RuntimeError, match="with block of this Parallel") as caught:
+            parallel([delayed(ring_and_wait)(bell, gate)])
+        errors.append(caught.value)
+
+    with Parallel(n_jobs=2, backend="multiprocessing") as parallel:
+        thread = threading.Thread(target=call)
+        with Bell() as bell, Gate() as gate:
+            thread.start()
+            bell.wait()
+            parallel.__exit__()
+            thread.join(30)
+    assert errors

@@ -344,6 +344,29 @@ def test_a_second_reader_is_refused_and_the_first_gets_everything(backend):
     assert "already being waited for" in str(errors)
 
 
+def test_closing_a_generator_wakes_the_thread_that_reads_it(backend):
+    refused = threading.Event()
+
+    def reader():
+        try:
+            list(results)
+        except ValueError:  # the other one is inside
+            refused.set()
+
+    with Parallel(2, backend, "generator") as parallel:
+        readers = [threading.Thread(target=reader) for _ in range(2)]
+        with Gate() as gate:
+            results = parallel(delayed(wait_at)(gate, i) for i in range(2, 8))
+            for thread in readers:
+                thread.start()
+            assert refused.wait(30)
+            results.close()
+        for thread in readers:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in readers)
+        assert list(parallel([delayed(abs)(-1)])) == [1]
+
+
 def test_an_object_that_is_dropped_is_freed_without_the_collector():
     parallel = Parallel(n_jobs=2, backend="threading")
     parallel([delayed(abs)(-1)])

@@ -19,7 +19,9 @@ last has not been noticed by its own thread.
 
 Only the thread that runs the call takes input, submits and counts.  A callback does
 nothing but fetch its result and put its batch on a queue, so the only state shared
-between threads is that queue, whose `put` never blocks.  A callback that comes after
+between threads is that queue, whose `put` never blocks.  The call may also be closed by
+another thread: None on the queue wakes the one that waits, and what the backend then
+says to it (of a pool that has ended, say) is not heard.  A callback that comes after
 its call has ended, or after its batch was given up, puts its batch on a queue that
 nobody reads, or is recognised by `live` being false.
 """
@@ -27,6 +29,7 @@ nobody reads, or is recognised by `live` being false.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -34,6 +37,7 @@ from time import perf_counter
 from fastjob import failure
 from fastjob.backends.batch import GuardedCalls
 from fastjob.errors import TaskError
+from fastjob.results import CUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,7 +128,7 @@ class CallbackEngine:
         self.by_callback = bool(getattr(backend, "supports_retrieve_callback", False))
         self.packed = not getattr(backend, "supports_sharedmem", False)
         self.make_calls = getattr(backend, "batch_class", GuardedCalls)
-        self.ready: SimpleQueue[_Batch] = SimpleQueue()
+        self.ready: SimpleQueue[_Batch | None] = SimpleQueue()  # None: closed
         # In order of submission. Written by the caller only.
         self.in_flight: dict[int, _Batch] = {}
         # What is to be run again: the batch of one, its task, the attempt.
@@ -150,6 +154,8 @@ class CallbackEngine:
             self._begin(tasks)
             for first, results in self._completed(tasks):
                 found[first] = results
+            if not self.complete:
+                raise RuntimeError(CUT)
         finally:
             self.close()
         return [result for first in sorted(found) for result in found[first]]
@@ -164,14 +170,16 @@ class CallbackEngine:
         return _Stream(self, tasks)
 
     def close(self) -> None:
-        """End the call; harmless the second time."""
+        """End the call, from any thread; harmless the second time."""
         if not self.open:
             return
         self.open = False
         backend = self.backend
-        for batch in self.in_flight.values():
+        # Whoever runs the call may be looking at the old ones.
+        in_flight, self.in_flight = self.in_flight, {}
+        for batch in list(in_flight.values()):
             batch.live = False
-        self.in_flight.clear()
+        self.ready.put(None)
         try:
             if not self.complete:
                 parallel = getattr(backend, "parallel", None)
@@ -184,6 +192,9 @@ class CallbackEngine:
             stop = getattr(backend, "stop_call", None)
             if stop is not None:
                 stop()
+
+    # The workers of a list end with the with block, and the call that needs them.
+    cut = close
 
     # Taking and submitting
 
@@ -218,7 +229,7 @@ class CallbackEngine:
         while self.again:
             calls, task, attempts = self.again.popleft()
             self._submit(calls, [task], attempts)
-        while not self.exhausted:
+        while self.open and not self.exhausted:
             room = self._room()
             if room <= 0:
                 return
@@ -241,22 +252,29 @@ class CallbackEngine:
         batch = _Batch(self, calls, tasks, attempts)
         self.in_flight[batch.first] = batch
         self.n_in_flight += len(tasks)
-        batch.job = self.backend.submit(calls, callback=batch)
+        try:
+            batch.job = self.backend.submit(calls, callback=batch)
+        except Exception:
+            if self.open:
+                raise
 
     # Waiting and collecting
 
     def _completed(self, tasks: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
-        """Yield the index of a first task and results, in order of completion."""
-        while True:
+        """Yield the index of a first task and results, in order of completion.
+
+        It ends early, without `complete`, where the call was closed.
+        """
+        while self.open:
             if not self.in_flight:
                 # A consumer that has caught up has made room again.
                 self._fill(tasks)
                 if not self.in_flight:
-                    self.complete = True
+                    self.complete = self.open
                     return
             settled = []
             for batch in self._arrivals():
-                del self.in_flight[batch.first]
+                self.in_flight.pop(batch.first, None)
                 self.n_in_flight -= len(batch.tasks)
                 settled.append(self._settle(batch))
             for done in settled:
@@ -275,26 +293,29 @@ class CallbackEngine:
             yield batch
         while not self.ready.empty():
             batch = self.ready.get()
-            if batch.live:
+            if batch is not None and batch.live:
                 yield batch
 
     def _wait(self) -> _Batch | None:
-        """Return a batch that has ended; None if one was given up."""
+        """Return a batch that has ended; None if one was given up, or all were."""
+        batch: _Batch | None
         if not self.by_callback:
-            batch = next(iter(self.in_flight.values()))
+            batch = next(iter(self.in_flight.values()), None)
+            if batch is None:
+                return None
             try:
                 batch.outcome = self.backend.retrieve_result(
                     batch.job, timeout=self.timeout or None
                 )
             except Exception as error:
                 batch.error = error
-            return batch
+            return batch if self.open else None
         while True:
             try:
                 batch = self.ready.get(timeout=self._patience())
             except Empty:
                 return self._give_up()
-            if batch.live:
+            if batch is None or batch.live:
                 return batch
 
     def _patience(self) -> float | None:
@@ -413,15 +434,19 @@ class _Stream:
 
     def __next__(self) -> Any:
         try:
+            if not self.engine.open:
+                raise StopIteration
             return next(self.results)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """End the call."""
-        self.results.close()
+        """End the call, from any thread."""
         self.engine.close()
+        # A thread that is inside has been woken, and leaves by itself.
+        with suppress(ValueError):
+            self.results.close()
 
     def _any(self, tasks: Iterator[Any]) -> Any:
         for _, results in self.engine._completed(tasks):
