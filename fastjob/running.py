@@ -73,7 +73,7 @@ class Running(Reporting):
         self._configured = False
         stream = self._stream() if self._stream is not None else None
         if stream is not None:
-            stream.close()
+            stream.cut()
         cut = self._cut
         if cut is not None:
             cut()

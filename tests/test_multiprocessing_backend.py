@@ -516,15 +516,16 @@ def ring_and_wait(bell, gate):
     gate.wait()
 
 
-def test_a_list_whose_workers_another_thread_ends_is_an_error():
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+def test_a_call_whose_workers_another_thread_ends_is_an_error(return_as):
     errors = []
 
     def call():
         with pytest.raises(RuntimeError, match="with block of this Parallel") as caught:
-            parallel([delayed(ring_and_wait)(bell, gate)])
+            list(parallel([delayed(ring_and_wait)(bell, gate)]))
         errors.append(caught.value)
 
-    with Parallel(n_jobs=2, backend="multiprocessing") as parallel:
+    with Parallel(2, "multiprocessing", return_as) as parallel:
         thread = threading.Thread(target=call)
         with Bell() as bell, Gate() as gate:
             thread.start()

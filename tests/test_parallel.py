@@ -315,7 +315,9 @@ def test_leaving_a_with_block_ends_its_generator(backend):
     with Parallel(n_jobs=2, backend=backend, return_as="generator") as parallel:
         results = parallel(delayed(abs)(-i) for i in range(100))
         assert next(results) == 0
-    assert list(results) == []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="with block of this Parallel has ended"):
+            next(results)
     assert list(parallel([delayed(abs)(-1)])) == [1]
 
 
@@ -365,6 +367,17 @@ def test_closing_a_generator_wakes_the_thread_that_reads_it(backend):
             thread.join(30)
         assert not any(thread.is_alive() for thread in readers)
         assert list(parallel([delayed(abs)(-1)])) == [1]
+
+
+@pytest.mark.parametrize("how", ["read", "closed"])
+def test_a_generator_that_ended_before_its_with_block_stays_at_its_end(backend, how):
+    with Parallel(n_jobs=2, backend=backend, return_as="generator") as parallel:
+        results = parallel(delayed(abs)(-i) for i in range(3))
+        if how == "read":
+            assert list(results) == [0, 1, 2]
+        else:
+            results.close()
+    assert list(results) == []
 
 
 def test_an_object_that_is_dropped_is_freed_without_the_collector():
