@@ -86,6 +86,20 @@ def test_signature_wrapped_function_and_attributes_are_those_of_the_function():
     assert repr(wrapper) == f"delayed({power!r})"
 
 
+class Counter:
+    def __init__(self, start):
+        self.start = start
+
+    @delayed
+    def plus(self, n, times=1):
+        return self.start + n * times
+
+
+def test_a_method_that_it_decorates_is_bound():
+    assert run_one(Counter(3).plus(4, times=2)) == 11
+    assert run_one(Counter.plus(Counter(3), 4)) == 7
+
+
 def test_callables_without_a_name_are_fine():
     wrapper = delayed(functools.partial(power, 2))
     assert run_one(wrapper(3)) == 8

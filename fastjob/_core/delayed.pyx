@@ -13,6 +13,8 @@ receives is the very one that goes into the task.
 
 cimport cython
 
+from types import MethodType
+
 
 @cython.final
 @cython.freelist(16)
@@ -22,6 +24,10 @@ cdef class Delayed:
 
     def __call__(self, /, *args, **kwargs):
         return (self.function, args, kwargs)
+
+    def __get__(self, instance, owner):
+        # As a decorator of a method it must pass on `self`, as functions do.
+        return self if instance is None else MethodType(self, instance)
 
     def __getattr__(self, name):
         if name == "__wrapped__":
