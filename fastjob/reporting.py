@@ -96,7 +96,9 @@ class Reporting:
 
     def _watch(self, tasks: Iterator[Any]) -> Iterator[Any]:
         """Pass on the input, and notice its end."""
-        yield from tasks
+        # Not `yield from`, which would close the caller's generator with this one.
+        for task in tasks:  # noqa: UP028
+            yield task
         self._input_done = True
 
     def _end_report(self, failed: bool) -> None:

@@ -255,6 +255,15 @@ def test_a_stop_iteration_of_a_task_does_not_pass_for_the_end(
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_what_is_left_of_the_input_stays_the_callers(backend, verbose):
+    tasks = (delayed(fail_at)(0, i) for i in range(100))
+    parallel = Parallel(2, backend, verbose=verbose, pre_dispatch=2)
+    with pytest.raises(LookupError):
+        parallel(tasks)
+    assert next(tasks)[0] is fail_at
+
+
 # One call at a time
 
 
