@@ -70,6 +70,46 @@ def test_an_equal_object_in_the_place_of_another_is_a_change():
     assert not snapshot.same()
 
 
+class Named:
+    """Equal to whatever has its name; what compares it is counted."""
+
+    n_comparisons = 0
+
+    def __init__(self, name, x):
+        self.name = name
+        self.x = x
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def __eq__(self, other):
+        Named.n_comparisons += 1
+        return self.name == other.name
+
+
+@pytest.mark.parametrize(
+    ("old", "equal"), [(1, 1.0), (Named("a", 1), Named("a", 2))], ids=["int", "class"]
+)
+def test_an_equal_member_of_a_set_is_a_change(old, equal):
+    members = {old, 2, 3}
+    snapshot = Snapshot(members)
+    members.remove(old)
+    members.add(equal)
+    Named.n_comparisons = 0
+    assert not snapshot.same()
+    assert Named.n_comparisons == 0
+
+
+def test_a_set_whose_members_stay_is_unchanged():
+    members = {Named(str(i), i) for i in range(1000)}
+    snapshot = Snapshot(members)
+    Named.n_comparisons = 0
+    assert snapshot.same()
+    assert Named.n_comparisons == 0
+    next(iter(members)).x = -1
+    assert not snapshot.same()
+
+
 def test_an_object_that_contains_itself():
     loop = []
     loop.append(loop)

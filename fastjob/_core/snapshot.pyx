@@ -260,8 +260,8 @@ cdef class Snapshot:
             stack.extend(x for x in (<dict>obj).values() if type(x) not in LEAVES)
             stack.extend(x for x in <dict>obj if type(x) not in LEAVES)
         elif kind is set:
-            copy = set(obj)
-            stack.extend(x for x in <set>copy if type(x) not in LEAVES)
+            copy = list(obj)
+            stack.extend(x for x in <list>copy if type(x) not in LEAVES)
         elif kind is frozenset:
             stack.extend(x for x in obj if type(x) not in LEAVES)
             return 0
@@ -312,9 +312,8 @@ cdef class Snapshot:
                 if not same_list(<list>obj, <list>copy):
                     return False
             elif kind is set:
-                # Equal members need not be the same objects, but hashable ones that
-                # compare equal are interchangeable to a task.
-                if <set>obj != <set>copy:
+                # Not by `==`: 1 equals 1.0, and what a class calls equal may differ.
+                if not same_list(list(<set>obj), <list>copy):
                     return False
             elif kind is bytearray:
                 if obj != copy:
