@@ -220,3 +220,20 @@ def test_an_object_that_two_shared_ones_have_stays_one(first_in_tuple, second_in
     tasks = [delayed(len)(first), delayed(len)(second)]
     tasks += [delayed(same_inside)(*both) for _ in range(5)]
     assert Parallel(2, batch_size=1)(tasks) == [501] * 2 + [True] * 5
+
+
+def apply(parts, i):
+    return parts["f"](i)
+
+
+def test_a_task_sees_what_a_closure_in_a_large_object_refers_to():
+    factor = 0
+    table = large(400) | {"f": lambda i: i * factor}
+
+    def tasks():
+        nonlocal factor
+        for i in range(10):
+            factor = i
+            yield delayed(apply)(table, 7)
+
+    assert Parallel(2)(tasks()) == [7 * i for i in range(10)]

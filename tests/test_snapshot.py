@@ -129,12 +129,22 @@ def test_an_object_that_contains_itself():
         [array.array("i", [1])],
         collections.OrderedDict(a=1),
         collections.defaultdict(list),
+        [lambda: 1],
+        {"f": [].append},
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_compared_is_refused(opaque):
     with pytest.raises(Opaque):
         Snapshot(opaque)
+
+
+def test_functions_that_go_by_their_name_are_compared_by_it():
+    functions = [len, collections.Counter.update, replace]
+    snapshot = Snapshot(functions)
+    assert snapshot.same()
+    functions[0] = max
+    assert not snapshot.same()
 
 
 @pytest.mark.parametrize("base", [list, dict, set, bytearray])

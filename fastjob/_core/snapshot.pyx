@@ -13,15 +13,16 @@ What is compared, and how:
   with their own: the attributes in ``__dict__`` and in slots;
 - ``bytearray``, and numpy arrays of up to `MOST_BYTES` without objects: their bytes, an
   array's layout too;
-- numbers, strings, ``bytes``, ``None``, functions, classes, modules: immutable, or
-  pickled by name.
+- numbers, strings, ``bytes``, ``None``, classes, modules, and functions that are found
+  by their name: immutable, or pickled by name.
 
 A dict that belongs to nobody's attributes is not compared member by member where
 CPython numbers the changes of every dict (up to 3.13) and the number is the same.
 The numbers are trusted only after they have been seen to change with every operation.
 
 Anything else keeps its state where Python cannot see it (an extension type, a large
-array): then no snapshot is taken, and the owner pickles again and compares the bytes.
+array), or is pickled with what its code refers to (a lambda, a closure): then no
+snapshot is taken, and the owner pickles again and compares the bytes.
 """
 
 cimport cython
@@ -35,13 +36,14 @@ from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 
+import sys
 import types
 
 cdef frozenset LEAVES = frozenset({
     int, float, complex, bool, str, bytes, type(None), type(Ellipsis),
-    type(NotImplemented), range, type, types.FunctionType,
-    types.BuiltinFunctionType, types.ModuleType,
+    type(NotImplemented), range, type, types.ModuleType,
 })
+cdef frozenset FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType})
 cdef enum:
     HEAP_TYPE = 1 << 9      # Py_TPFLAGS_HEAPTYPE: made by a class statement
     MOST_PARTS = 1 << 16    # containers; more would cost more than pickling again
@@ -127,6 +129,25 @@ cdef bint numbered = changes_are_numbered()
 cdef bint is_array(object kind) except -1:
     """Whether a class is numpy's own array."""
     return kind.__module__ == "numpy" and kind.__qualname__ == "ndarray"
+
+
+cdef bint goes_by_name(object function) except -1:
+    """Whether a function is pickled as its name.
+
+    Otherwise its defaults and the cells and globals that it uses are in the pickle, or
+    the object that it is a method of.  A function at the top of ``__main__`` is a
+    constant of the call (``capture``), and all pickles of it the same reference.
+    """
+    cdef object found = sys.modules.get(function.__module__)
+    if found is None or (function.__module__ == "__main__"
+                         and "." in function.__qualname__):
+        return False
+    try:
+        for name in function.__qualname__.split("."):
+            found = getattr(found, name)
+    except Exception:       # whatever a module's own __getattr__ raises
+        return False
+    return found is function
 
 
 @cython.final
@@ -242,6 +263,11 @@ cdef class Snapshot:
         if kind in LEAVES or isinstance(obj, type):
             return 0
         if id(obj) in seen:
+            return 0
+        if kind in FUNCTIONS:
+            if not goes_by_name(obj):
+                raise Opaque
+            seen.add(id(obj))
             return 0
         seen.add(id(obj))
         if len(self.parts) >= MOST_PARTS:
