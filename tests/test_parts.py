@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import pytest
@@ -237,3 +238,60 @@ def test_a_task_sees_what_a_closure_in_a_large_object_refers_to():
             yield delayed(apply)(table, 7)
 
     assert Parallel(2)(tasks()) == [7 * i for i in range(10)]
+
+
+GIVEN_UP = """
+import sys
+import weakref
+import numpy as np
+from fastjob import Parallel, delayed
+
+class Rows:
+    def __init__(self, i):
+        self.rows = [f"{i:0250000d}" for j in range(40)]
+
+class Matrix:
+    def __init__(self, i):
+        self.rows = [f"{i:02000d}" for j in range(40)]
+        self.matrix = np.full(1_250_000, i)
+
+class Always(Rows):
+    n_pickles = 0
+
+    def __getstate__(self):
+        Always.n_pickles += 1
+        return self.__dict__
+
+def first(always, table):
+    return int(table.rows[0][-9:])
+
+alive = weakref.WeakSet()
+most = early = 0
+
+def tasks(make, times):
+    global most, early
+    always = Always(0)
+    for i in range(24):
+        table = make(i)
+        alive.add(table)
+        most = max(most, len(alive))
+        for _ in range(times):
+            yield delayed(first)(always, table)
+        if i == 1:
+            early = Always.n_pickles
+
+if __name__ == "__main__":
+    times = int(sys.argv[2])
+    found = Parallel(2, "processes")(tasks(globals()[sys.argv[1]], times))
+    assert found == [i for i in range(24) for _ in range(times)]
+    assert most < 16, most
+    assert 0 < early == Always.n_pickles
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(("kind", "times"), [("Rows", 2), ("Matrix", 1)])
+def test_large_objects_that_no_task_has_any_more_are_given_up(run_python, kind, times):
+    small = {**os.environ, "FASTJOB_WARM_BYTES": "0"}
+    done = run_python(GIVEN_UP, kind, str(times), env=small)
+    assert done.stdout == "done\n", done.stderr

@@ -10,7 +10,7 @@ cdef class Constant:
     cdef readonly uint32_t number
     cdef readonly object value      # held, so that its address stays its identity
     cdef object data                # its pickle, or the block that holds it
-    cdef Py_ssize_t nbytes          # of the pickle
+    cdef Py_ssize_t nbytes          # of the pickle and its buffers
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
@@ -32,8 +32,11 @@ cdef class Capture:
     cdef object last_alone      # what might be repeated by the next task
     cdef dict shared            # id -> Constant
     cdef dict explicit          # the same, for what the user has shared
-    cdef list candidates        # shared constants used once so far, oldest first
+    cdef dict candidates        # by number: shared, used once so far, oldest first
     cdef long long candidate_bytes
+    cdef dict kept              # by number: shared, used more often, last used last
+    cdef long long kept_bytes
+    cdef long long keep_bytes   # above this, some of them are given up
     cdef readonly long long epoch       # raised whenever the caller's code may have run
     cdef bint quiet             # taking a task from the input runs none of it
     cdef bint lends             # a constant has buffers in shared memory
@@ -65,4 +68,7 @@ cdef class Capture:
                             object blocks)
     cdef bint _open(self, object value) except -1
     cpdef int next_epoch(self) except -1
+    cdef int _take_out(self, Constant c) except -1
+    cdef int _give_up(self, Constant c) except -1
+    cdef int _make_room(self) except -1
     cdef bint _unchanged(self, Constant c) except -1

@@ -26,7 +26,9 @@ What is pickled only once a call:
   the object is compared before each task; once it has changed, it is pickled each time.
 
 A constant that only one task used gives way when `KEEP_BYTES` of such have gathered:
-tasks with a large argument each would else fill both processes' memory.
+tasks with a large argument each would else fill both processes' memory. Those that
+several tasks used give way too, beyond a share of the machine's memory, the longest
+unused first, but never one that the task at hand has: what all tasks have stays.
 """
 
 cimport cython
@@ -68,7 +70,8 @@ cdef enum:
     # Callables a call may intern. Wrappers made anew for each task (as scikit-learn's)
     # go beyond it and travel inside their task.
     MOST_FUNCTIONS = 64
-    # Pickles of constants that one task has used: what exceeds this is given up.
+    # Pickles, and their buffers, of constants that one task has used: what exceeds
+    # this is given up.
     KEEP_BYTES = 64 << 20
     # Small objects of which each task gets a copy: how many, and their pickles' size.
     MOST_REPEATED = 64
@@ -173,7 +176,9 @@ cdef class Capture:
         self.functions = {}
         self.repeated = {}
         self.shared = {}
-        self.candidates = []
+        self.candidates = {}
+        self.kept = {}
+        self.keep_bytes = max(<long long>KEEP_BYTES, sharer.store.warm_limit // 8)
         self.expired = []
         self.sharer = sharer
         self.reducers = None
@@ -184,7 +189,7 @@ cdef class Capture:
         self.n_constants += 1
         c.value = value
         c.data = data
-        c.nbytes = PyBytes_GET_SIZE(data)
+        c.nbytes = PyBytes_GET_SIZE(data) + sum([b.nbytes for b in blocks or ()])
         c.blocks = blocks
         c.needs = needs
         c.checked = self.epoch
@@ -484,23 +489,42 @@ cdef class Capture:
         """The shared constant of a value if it is still what it was, or None."""
         cdef Constant c = self.shared[id(value)]
         if not self._unchanged(c):
-            del self.shared[id(value)]
-            if c.uses > 1:
-                self.expired.append(c)
-            else:
-                self._give_up(c)
+            self._give_up(c)
             return None
-        if c.uses == 1:
-            self.candidates.remove(c)
-            self.candidate_bytes -= c.nbytes
+        self._take_out(c)
         c.uses += 1
+        self.kept[c.number] = c     # behind the others: used last
+        self.kept_bytes += c.nbytes
         return c
 
-    def _give_up(self, Constant c):
-        """Stop offering a constant that one task has used."""
-        self.candidates.remove(c)
-        self.candidate_bytes -= c.nbytes
+    cdef int _take_out(self, Constant c) except -1:
+        if c.uses == 1:
+            del self.candidates[c.number]
+            self.candidate_bytes -= c.nbytes
+        else:
+            del self.kept[c.number]
+            self.kept_bytes -= c.nbytes
+        return 0
+
+    cdef int _give_up(self, Constant c) except -1:
+        """Stop offering a constant."""
+        self._take_out(c)
+        if self.shared.get(id(c.value)) is c:
+            del self.shared[id(c.value)]
         self.expired.append(c)
+        return 0
+
+    cdef int _make_room(self) except -1:
+        """Give up what is too much: here, so only when there is something new."""
+        cdef Constant old
+        while self.candidate_bytes > KEEP_BYTES and len(self.candidates) > 1:
+            self._give_up(next(iter(self.candidates.values())))
+        while self.kept_bytes > self.keep_bytes:
+            old = next(iter(self.kept.values()))
+            if old in self.used:
+                break
+            self._give_up(old)
+        return 0
 
     cdef bint _unchanged(self, Constant c) except -1:
         if c.checked == self.epoch:
@@ -531,7 +555,7 @@ cdef class Capture:
 
     def _new_shared(self, value, data, blocks, needs):
         """A reference to a value that this task is the first to have."""
-        cdef Constant c = self._new(value, data, blocks, needs), old
+        cdef Constant c = self._new(value, data, blocks, needs)
         c.uses = 1
         if type(value) is not str and type(value) is not bytes:
             try:
@@ -539,12 +563,9 @@ cdef class Capture:
             except Opaque:
                 c.snapshot = None
         self.shared[id(value)] = c
-        self.candidates.append(c)
+        self.candidates[c.number] = c
         self.candidate_bytes += c.nbytes
-        while self.candidate_bytes > KEEP_BYTES and len(self.candidates) > 1:
-            old = self.candidates[0]
-            self.shared.pop(id(old.value), None)
-            self._give_up(old)
+        self._make_room()
         return self._reference(c)
 
     cdef tuple _with_shared(self, Parts parts, object function, object data,
