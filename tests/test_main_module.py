@@ -231,3 +231,47 @@ print(len(by_value) + len(by_name))
 def test_only_globals_of_main_are_pickled_by_value(run_python):
     done = run_python(BY_VALUE)
     assert (done.stdout, done.stderr) == ("15\n", "")
+
+
+REGISTERED = """
+import sys
+import types
+import cloudpickle
+from fastjob import Parallel, delayed
+from fastjob._core.pickling import dumps
+from fastjob._core.snapshot import Opaque, Snapshot
+
+local = types.ModuleType("only_here")
+sys.modules["only_here"] = local
+exec('''
+class Sum:
+    def __init__(self, x):
+        self.x = x
+    def plus(self, y):
+        return Sum(self.x + y)
+def ten(x):
+    return 10 * x
+''', vars(local))
+
+if __name__ == "__main__":
+    cloudpickle.register_pickle_by_value(local)
+    p = Parallel(2, "processes")
+    print(p(delayed(local.ten)(i) for i in range(3)))
+    sums = p(delayed(local.Sum(i).plus)(1) for i in range(3))
+    print([type(s) is local.Sum and s.x for s in sums])
+    print(p(delayed(lambda f, i: f(i))(local.ten, i) for i in range(3)))
+    try:
+        Snapshot([local.ten])
+    except Opaque:
+        print("its globals are looked at")
+    cloudpickle.unregister_pickle_by_value(local)
+    print(dumps(local.ten)[:1] == b"C")
+"""
+
+
+def test_a_module_that_cloudpickle_was_told_to_pickle_by_value_is(run_python):
+    done = run_python(REGISTERED)
+    assert (done.stdout, done.stderr) == (
+        "[0, 10, 20]\n[1, 2, 3]\n[0, 10, 20]\nits globals are looked at\nFalse\n",
+        "",
+    )

@@ -49,7 +49,13 @@ from fastjob._core.parts cimport (
     possibly_large,
     weight,
 )
-from fastjob._core.pickling cimport cloud_class, dump_cloud, dump_plain, mentions_main
+from fastjob._core.pickling cimport (
+    cloud_class,
+    dump_cloud,
+    dump_plain,
+    mentions_main,
+    names_suffice,
+)
 from fastjob._core.quiet cimport pickles_quietly
 from fastjob._core.snapshot cimport Snapshot
 
@@ -232,7 +238,7 @@ cdef class Capture:
         if not quiet:
             self.next_epoch()
         try:
-            if type(value).__module__ != "__main__":
+            if type(value).__module__ != "__main__" and names_suffice():
                 data = dump_plain(value, self.sharer, reducers)
         except (KeyboardInterrupt, MemoryError, OSError):
             self.sharer.blocks()

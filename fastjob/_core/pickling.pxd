@@ -5,3 +5,4 @@ cdef bytes dump_apart(list values, object keep, object reducers)
 cdef list load_apart(object data, Py_ssize_t n, object listen=*)
 cdef object cloud_class()
 cdef bint mentions_main(bytes data) noexcept
+cdef bint names_suffice() except -1

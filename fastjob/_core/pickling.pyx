@@ -2,7 +2,8 @@
 
 Plain pickle first: it is an order of magnitude faster.  cloudpickle takes over for
 what plain pickle cannot carry, and for whatever refers to ``__main__``, which another
-process does not have.
+process does not have; and for everything while cloudpickle has been told of a module
+to pickle by value (``register_pickle_by_value``), since plain pickle names it.
 
 All of it by ``_pickle``: the module ``pickle`` around it, which offers the same, needs
 regular expressions and takes some milliseconds in every interpreter that begins.
@@ -139,6 +140,9 @@ cdef object Unpickler = UnpicklerOfC
 #: Made when cloudpickle is first needed.
 cdef object CloudPickler = None
 
+#: cloudpickle's list of the modules that go by value, once somebody has imported it.
+cdef object by_value = None
+
 
 cdef bint mentions_main(bytes data) noexcept:
     """Whether a pickle takes something out of ``__main__``."""
@@ -146,6 +150,17 @@ cdef bint mentions_main(bytes data) noexcept:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
     return (fj_has_main(start, size)
             and fj_refers_to_main(<const unsigned char *>start, size))
+
+
+cdef bint names_suffice() except -1:
+    """Whether what plain pickle names is to be named: no module goes by value."""
+    global by_value
+    if by_value is None:
+        module = sys.modules.get("cloudpickle")
+        by_value = getattr(module, "list_registry_pickle_by_value", None)
+        if by_value is None:
+            return True
+    return not by_value()
 
 
 cdef bint is_cloud(object data) except -1:
@@ -248,10 +263,12 @@ def by_name(obj):
 
 def dumps(value):
     """Pickle with plain pickle if it can, and with cloudpickle if not."""
+    data = None
     try:
-        data = dump_plain(value, None, None)
+        if names_suffice():
+            data = dump_plain(value, None, None)
     except Exception:
-        data = None     # cloudpickle's own error is the one that is reported
+        pass            # cloudpickle's own error is the one that is reported
     if data is None or mentions_main(data):
         data = dump_cloud(value, None, None, None)
     return data

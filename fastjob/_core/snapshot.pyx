@@ -36,6 +36,8 @@ from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 
+from fastjob._core.pickling cimport names_suffice
+
 import sys
 import types
 
@@ -139,8 +141,9 @@ cdef bint goes_by_name(object function) except -1:
     constant of the call (``capture``), and all pickles of it the same reference.
     """
     cdef object found = sys.modules.get(function.__module__)
-    if found is None or (function.__module__ == "__main__"
-                         and "." in function.__qualname__):
+    if found is None or not names_suffice():
+        return False
+    if function.__module__ == "__main__" and "." in function.__qualname__:
         return False
     try:
         for name in function.__qualname__.split("."):
