@@ -10,8 +10,8 @@ keeps it (`user_environment`) apart from what it writes itself.
 
 In the thread backend.  Tasks share the user's process: its environment is left alone.
 OpenMP, MKL and numba keep the number for each thread, so every worker thread sets its
-own (`limit_inner_threads`).  OpenBLAS has one for the process: it is held as long as
-some worker thread asks for it.  Calls that overlap share it: the least of their
+own (`limit_inner_threads`).  OpenBLAS has one for the process: it is held for as long
+as the call runs (`common_limit`).  Calls that overlap share it: the least of their
 numbers holds, which may cost one of them speed but never crowds the machine, and with
 the last one ended the number from before the first returns.
 
@@ -26,12 +26,10 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock
 from collections.abc import Mapping
 
-from fastjob._core.forks import register_at_fork
 from fastjob._core.pools import Pool, loaded_pools
-from fastjob._core.threadpools import claim, release
+from fastjob._core.threadpools import CommonLimit, number_before, restore
 from fastjob.budget import core_budget, default_share, set_core_budget
 
 TYPE_CHECKING = False
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VARIABLES",
     "apply_worker_caps",
+    "common_limit",
     "core_budget",
     "default_share",
     "limit_inner_threads",
@@ -228,65 +227,42 @@ def apply_worker_caps(limit: int, explicit: bool) -> None:
 # --------------------------------------------------------------- thread backend
 
 
-class _Holder:
-    """The numbers that threads of calls ask for, in process-wide pools."""
+def common_limit(limit: int) -> CommonLimit:
+    """What a call with ``inner_max_num_threads`` asks of process-wide pools.
 
-    def __init__(self) -> None:
-        self.lock = allocate_lock()
-        self.limits: dict[limit_inner_threads, int] = {}
-
-    def add(self, asker: limit_inner_threads, limit: int) -> None:
-        with self.lock:
-            self.limits[asker] = limit
-            self.apply()
-
-    def remove(self, asker: limit_inner_threads) -> None:
-        with self.lock:
-            if self.limits.pop(asker, None) is not None:
-                self.apply()
-
-    def apply(self) -> None:
-        pools = [pool for pool in loaded_pools() if pool.process_wide]
-        if self.limits:
-            claim(self, dict.fromkeys(pools, min(self.limits.values())))
-        else:
-            release(self, pools)
-
-
-_holder = _Holder()
-
-
-def _renew_lock() -> None:
-    _holder.lock = allocate_lock()
-
-
-register_at_fork(after_in_child=_renew_lock)
+    The call begins it before its threads come, and ends it before it returns: code that
+    comes after it must not find, and put back, a limit of a thread that is late.
+    """
+    return CommonLimit(_checked(limit))
 
 
 class limit_inner_threads:
     """Limit native threads in a worker thread, while it serves a call.
 
-    Every worker thread of the call enters one of its own. Process-wide pools are held
-    until the last thread that asked for them has left.
+    Every worker thread of the call enters one of its own.
 
     Parameters
     ----------
     limit : int or None
         ``inner_max_num_threads`` of the call, at least 1. None is the cap of this
         worker process, if it is one, and else changes nothing.
+    common : CommonLimit, optional
+        What the call asks of process-wide pools, which are left alone without it.
 
     Examples
     --------
     >>> from fastjob._core.threadpools import threadpool_info
-    >>> with limit_inner_threads(1):
+    >>> common = common_limit(1)
+    >>> common.begin()
+    >>> with limit_inner_threads(1, common):
     ...     all(pool["num_threads"] == 1 for pool in threadpool_info())
     True
+    >>> common.end()
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, common: CommonLimit | None = None) -> None:
         self._asked = _worker.asked if limit is None else (_checked(limit), True)
-        # The worker has capped its process-wide pools already.
-        self._process_wide = limit is not None
+        self._common = common
         self._pools: tuple[Pool, ...] = ()
         self._before: dict[Pool, int] = {}
         self._numba_before: int | None = None
@@ -310,20 +286,19 @@ class limit_inner_threads:
         if hasattr(torch, "get_num_threads"):
             torch.get_num_threads()  # sets the thread's number, for the first time
         new = [p for p in pools if p.per_thread and p not in self._before]
-        self._before.update((pool, pool.num_threads) for pool in new)
-        # The holder comes first, since it must find the numbers from before.
-        if self._process_wide:
-            _holder.add(self, self._asked[0])
+        self._before.update((pool, number_before(pool)) for pool in new)
+        # This comes first, since it must find the numbers from before.
+        if self._common is not None:
+            self._common.refresh()
         for pool in new:
             pool.set_num_threads(_worker.pool_number(pool, *self._asked))
         self._pools = pools
 
     def __exit__(self, *exc_info: object) -> None:
         for pool, threads in self._before.items():
-            pool.set_num_threads(threads)
+            restore(pool, threads)
         if self._numba_before is not None:
             sys.modules["numba"].set_num_threads(self._numba_before)
-        _holder.remove(self)
         self._before = {}
         self._pools = ()
         self._numba_before = None

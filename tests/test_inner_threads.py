@@ -37,6 +37,25 @@ sys.modules["numba"] = numba
 """
 
 
+# A thread of a call that has no other.
+BEGIN = """
+from contextlib import contextmanager
+from fastjob.inner_threads import *
+
+@contextmanager
+def limited(limit):
+    common = None if limit is None else common_limit(limit)
+    if common:
+        common.begin()
+    try:
+        with limit_inner_threads(limit, common) as limits:
+            yield limits
+    finally:
+        if common:
+            common.end()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("native")
@@ -49,8 +68,7 @@ def run(run_python, folder, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
     def run_script(body, **sources):
-        begin = "from fastjob.inner_threads import *\n"
-        done = run_python(native.script(folder, begin + body, **sources))
+        done = run_python(native.script(folder, BEGIN + body, **sources))
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -230,7 +248,7 @@ import sys, types
 sys.modules["torch"] = types.ModuleType("torch")
 sys.modules["numba"] = types.ModuleType("numba")
 apply_worker_caps(2, False)
-with limit_inner_threads(1):
+with limited(1):
     pass
 assert os.environ["NUMBA_NUM_THREADS"] == "2"
 """
@@ -254,7 +272,7 @@ class Call:
         self.leave, inside = threading.Event(), threading.Event()
 
         def serve():
-            with limit_inner_threads(limit):
+            with limited(limit):
                 self.seen = numbers()
                 inside.set()
                 assert self.leave.wait(60)
@@ -330,7 +348,7 @@ assert numbers() == [4]
 def test_a_limit_that_a_task_sets_itself_holds_within_the_block(run):
     run(
         """
-with limit_inner_threads(1):
+with limited(1):
     with threadpool_limits(3):
         assert numbers() == [3, 3]
     assert numbers() == [1, 1]
@@ -344,7 +362,7 @@ assert numbers() == [4, 6]
 @needs_compiler
 def test_without_a_limit_nothing_is_changed(run):
     run(
-        "with limit_inner_threads(None):\n    assert numbers() == [4, 6]\n"
+        "with limited(None):\n    assert numbers() == [4, 6]\n"
         "assert numbers() == [4, 6]\n",
         blas=BLAS,
         omp=OMP,
@@ -359,7 +377,7 @@ user_environment({"MKL_NUM_THREADS": "3"})
 apply_worker_caps(2, False)
 
 def seen():
-    with limit_inner_threads(None):
+    with limited(None):
         return numbers()
 
 assert in_thread(numbers) == [2, 6, 3]
@@ -377,7 +395,7 @@ def test_a_library_loaded_inside_of_the_block_is_limited_after_a_refresh(run, fo
     path = native.compiled(folder, omp=OMP)["omp"]
     run(
         f"""
-with limit_inner_threads(1) as limits:
+with limited(1) as limits:
     ctypes.CDLL({str(path)!r})
     assert numbers() == [1, 6]
     limits.refresh()
@@ -391,7 +409,7 @@ assert numbers() == [4, 6]
 @needs_compiler
 def test_the_number_is_restored_when_the_block_raises(run):
     run(
-        "try:\n    with limit_inner_threads(1):\n        raise KeyError\n"
+        "try:\n    with limited(1):\n        raise KeyError\n"
         "except KeyError:\n    pass\n"
         "assert numbers() == [4, 6]\n",
         blas=BLAS,
@@ -405,7 +423,7 @@ def test_torch_is_asked_before_a_thread_is_limited(run):
         TORCH
         + """
 torch.get_num_threads = lambda: ctypes.CDLL(omp).omp_set_num_threads(16)
-with limit_inner_threads(1):
+with limited(1):
     assert numbers() == [1]
 """,
         omp=OMP,
@@ -416,9 +434,9 @@ def test_numba_is_limited_in_the_thread_and_restored(run):
     run(
         NUMBA
         + """
-with limit_inner_threads(4):
+with limited(4):
     assert numba.calls == []
-with limit_inner_threads(2):
+with limited(2):
     assert numba.now == 2
 assert numba.now == 4
 """
@@ -429,11 +447,11 @@ assert numba.now == 4
 def test_a_child_forked_while_a_limit_changes_can_limit_too(run):
     run(
         """
-from fastjob.inner_threads import _holder
+from fastjob._core import threadpools
 held, done = threading.Event(), threading.Event()
 
 def hold():
-    with _holder.lock:
+    with threadpools._common_lock:
         held.set()
         assert done.wait(60)
 
@@ -444,7 +462,7 @@ import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
 child = os.fork()
 if child == 0:
-    with limit_inner_threads(1):
+    with limited(1):
         os._exit(0 if numbers() == [1] else 1)
 status = os.waitpid(child, 0)[1]
 done.set()
@@ -455,9 +473,106 @@ assert status == 0
     )
 
 
+ENGINE = """
+import gc
+from fastjob._core.call import Call
+from fastjob._core.delayed import delayed
+from fastjob._core.threads import ThreadEngine
+from fastjob import inner_threads
+
+class Late(inner_threads.limit_inner_threads):
+    # A thread that has not left before it is told to.
+    leave = threading.Event()
+    left = threading.Semaphore(0)
+
+    def __exit__(self, *exc_info):
+        assert self.leave.wait(60)
+        super().__exit__(*exc_info)
+        self.left.release()
+
+inner_threads.limit_inner_threads = Late
+
+def engine(**options):
+    return ThreadEngine(Call(2, ahead=4, inner_max_num_threads=1, **options))
+
+def fail():
+    raise KeyError
+
+begun = threading.Semaphore(0)
+
+def wait():
+    begun.release()
+    assert Late.leave.wait(60)
+"""
+ENDINGS = {
+    "done": "assert engine().run([delayed(numbers)()] * 3) == [[1, 1, 1]] * 3",
+    "error": """
+try:
+    engine().run([delayed(fail)(), delayed(wait)()])
+except KeyError:
+    pass
+""",
+    "timeout": """
+import warnings
+warnings.simplefilter("ignore")
+(result,) = engine(timeout=0.01, return_errors=True).run([delayed(wait)()])
+assert "TaskTimeoutError" in repr(result), result
+""",
+    "read": """
+results = engine().stream([delayed(numbers)()] * 3)
+assert list(results) == [[1, 1, 1]] * 3
+""",
+    "closed": """
+results = engine().stream([delayed(wait)()] * 3)
+assert begun.acquire(timeout=60)
+assert numbers() == [1, 6, 1]
+results.close()
+""",
+    "dropped": """
+results = engine().stream([delayed(wait)()] * 3)
+assert begun.acquire(timeout=60)
+del results
+""",
+    "collected while limits change": """
+from fastjob._core import threadpools
+cycle = [engine().stream([delayed(wait)()] * 3)]
+cycle.append(cycle)
+assert begun.acquire(timeout=60)
+del cycle
+with threadpools._common_lock:
+    gc.collect()
+other = common_limit(2)
+other.begin()
+other.end()
+""",
+    "nested": """
+def outer():
+    before = numbers()
+    engine().run([delayed(abs)(1)])
+    return before, numbers()
+(result,) = ThreadEngine(Call(2, inner_max_num_threads=3)).run([delayed(outer)()])
+assert result == ([3, 3, 3], [3, 3, 3]), result
+""",
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_call_is_over_with_no_limit_left_though_its_threads_are_late(ending, run):
+    end = """
+assert numbers() == [4, 6, 1], numbers()
+Late.leave.set()
+assert Late.left.acquire(timeout=60)
+assert numbers() == [4, 6, 1], numbers()
+"""
+    run(ENGINE + ENDINGS[ending] + end, blas=BLAS, omp=OMP, blis=BLIS)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1 << 31])
 def test_a_wrong_limit_is_named(limit):
     with pytest.raises(ValueError, match="inner_max_num_threads must be at least 1"):
         inner_threads.limit_inner_threads(limit)
+    with pytest.raises(ValueError, match="inner_max_num_threads must be at least 1"):
+        inner_threads.common_limit(limit)
     with pytest.raises(ValueError, match="inner_max_num_threads must be at least 1"):
         inner_threads.apply_worker_caps(limit, True)

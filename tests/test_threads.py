@@ -565,7 +565,7 @@ class TestContext:
         events = []
 
         class Limits:
-            def __init__(self, limit):
+            def __init__(self, limit, common):
                 events.append(limit)
 
             def __enter__(self):

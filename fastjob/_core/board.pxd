@@ -61,6 +61,7 @@ cdef class Board(Service):
     cdef int do_without(self, object error) except -1
     cdef int wake_one(self) except -1
     cdef int count_completed(self) except -1
+    cdef int finish(self) except -1
     cdef int end_input(self) except -1
     cdef int fail(self, object error) except -1
     cdef int halt(self) except -1

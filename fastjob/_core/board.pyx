@@ -188,7 +188,7 @@ cdef class Board(Service):
             self.dismiss()
         unlock_leaf(self.lock)
         if finished:
-            self.results.finish()
+            self.finish()
         self.rouse(whom, sleeper)
         return 0
 
@@ -212,7 +212,7 @@ cdef class Board(Service):
             self.dismiss()
         unlock_leaf(self.lock)
         if finished:
-            self.results.finish()
+            self.finish()
         return 0
 
     # The input has nothing more, or has failed.
@@ -226,6 +226,10 @@ cdef class Board(Service):
         return 0
 
     # -- the end of the call -------------------------------------------------------
+
+    # All tasks are completed: the caller may leave.
+    cdef int finish(self) except -1:
+        return self.results.finish()
 
     # End the call with an error; the first one counts.
     cdef int fail(self, object error) except -1:

@@ -12,11 +12,13 @@ says which; `threadpools` makes limits of it that can be undone.
 
 A library that was recognised is never unloaded, see `libraries`; so a `Pool` lives
 for ever, and there is one for each library.  Finding happens under ``_lock``, which is
-renewed in a forked child, where the thread that held it does not exist.
+renewed in a forked child, where the thread that held it does not exist.  It is
+reentrant since the results of a call may be collected at an allocation made under it,
+which undoes the limits of that call.
 """
 
 import os
-from _thread import allocate_lock
+from _thread import RLock
 
 from fastjob._core.forks import register_at_fork
 
@@ -80,14 +82,14 @@ cdef struct TbbControl:                    # tbb::global_control
     intptr_t reserved
     int parameter                          # 0: max_allowed_parallelism
 
-_lock = allocate_lock()
+_lock = RLock()
 _pools = {}                                # loader's name -> Pool, or None: not one
 _recent = {}                               # "loaded" -> (Loaded, tuple of pools)
 
 
 def _renew_lock():
     global _lock
-    _lock = allocate_lock()
+    _lock = RLock()
 
 
 register_at_fork(after_in_child=_renew_lock)
@@ -393,7 +395,7 @@ def loaded_pools():
         seen = scan()
         for name in seen.names:
             if name not in _pools:
-                _pools[name] = recognise(name)
+                _pools.setdefault(name, recognise(name))
         found = tuple([_pools[name] for name in seen.names
                        if _pools[name] is not None])
         if entry is not None and entry[1] == found:

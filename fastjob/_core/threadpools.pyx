@@ -21,11 +21,20 @@ Claims are changed under ``_lock``, which is renewed in a forked child, where th
 thread that held it does not exist; the limits stay as they were at the fork.  It is
 reentrant since a limiter may be collected, and then drops its claims, at any
 allocation, also one made under the lock.
+
+Calls that overlap share one claim, of the least of their numbers (`CommonLimit`).  The
+end of a call may be a destructor, which runs at any allocation of any thread, also in
+the middle of such a change, and must not wait.  So a change is noted first, and who
+holds ``_common_lock`` makes all that are noted, and looks again once it has let go:
+whoever finds the lock taken can leave.
 """
 
 from _thread import RLock
+from collections import deque
 from functools import wraps
 from operator import index
+
+from cython cimport final
 
 from fastjob._core.pools cimport Pool
 from fastjob._core.forks import register_at_fork
@@ -34,11 +43,13 @@ from fastjob._core.pools import loaded_pools
 USER_APIS = ("blas", "openmp", "tbb")
 
 _lock = RLock()
+_common_lock = RLock()
 
 
 def _renew_lock():
-    global _lock
+    global _lock, _common_lock
     _lock = RLock()
+    _common_lock = RLock()
 
 
 register_at_fork(after_in_child=_renew_lock)
@@ -105,10 +116,103 @@ def forget(owner, pools):
             pool.claims.pop(owner, None)
 
 
+def number_before(Pool pool):
+    """The threads that the calling thread uses, or would if nobody had a claim."""
+    with _lock:
+        return pool.base if pool.claims else pool.read()
+
+
+def restore(Pool pool, int threads):
+    """Set the calling thread's number back, unless that would undo a claim."""
+    with _lock:
+        pool.write(newest(pool) if pool.process_wide and pool.claims else threads)
+
+
 cdef int newest(Pool pool) except -1:
     for threads in reversed(pool.claims.values()):
         return threads
     return pool.base
+
+
+# ------------------------------------------------------------ limits of calls
+
+cdef object COMMON = object()          # the owner of the claim that calls share
+cdef dict _asked = {}                  # CommonLimit -> threads; under _common_lock
+cdef object _changes = deque()         # (CommonLimit, what becomes of it), not made yet
+
+cdef enum Change:
+    BEGIN
+    REFRESH
+    END
+
+
+@final
+cdef class CommonLimit:
+    """What one call asks of process-wide pools; compiled: no interrupt cuts it short.
+
+    Parameters
+    ----------
+    threads : int
+        With several calls the least of their numbers holds.
+    """
+
+    cdef int threads
+
+    def __cinit__(self, int threads):
+        self.threads = threads
+
+    def begin(self):
+        """Ask for it."""
+        change(self, BEGIN, True)
+
+    def refresh(self):
+        """Reach libraries that were loaded since; nothing after the end."""
+        change(self, REFRESH, True)
+
+    def end(self, bint wait=True):
+        """Ask no more; a second time does nothing.
+
+        Parameters
+        ----------
+        wait : bool
+            Return only when that is done. Not to be asked for in a destructor; if then
+            another thread changes limits right now, it does this too.
+        """
+        change(self, END, wait)
+
+
+cdef int change(CommonLimit limit, Change what, bint wait) except -1:
+    _changes.append((limit, what))
+    if _common_lock._is_owned():
+        return 0                       # in the middle of a change: that goes on here
+    while _common_lock.acquire(wait):
+        try:
+            make_changes()
+        finally:
+            _common_lock.release()
+        if not _changes:
+            break
+    return 0
+
+
+cdef int make_changes() except -1:
+    cdef CommonLimit limit
+    cdef bint changed = False
+    while _changes:
+        limit, what = _changes.popleft()
+        if what == BEGIN:
+            _asked[limit] = limit.threads
+        if limit in _asked:
+            changed = True
+        if what == END:
+            _asked.pop(limit, None)
+    if changed:
+        pools = [pool for pool in loaded_pools() if (<Pool>pool).process_wide]
+        if _asked:
+            claim(COMMON, dict.fromkeys(pools, min(_asked.values())))
+        else:
+            release(COMMON, pools)
+    return 0
 
 
 # --------------------------------------------------------------------- limits

@@ -98,6 +98,7 @@ cdef class ThreadEngine(Board):
     # Fixed before the first thread is leased.
     cdef object enter
     cdef object context
+    cdef object common           # what the call asks of process-wide pools, or None
     cdef bint timed
     cdef double timeout
     cdef long long epoch
@@ -121,6 +122,9 @@ cdef class ThreadEngine(Board):
         except BaseException:
             self.stop()
             raise
+        finally:
+            if self.common is not None:
+                self.common.end()
 
     def stream(self, tasks):
         """Start the tasks; return an iterator over the results."""
@@ -149,7 +153,27 @@ cdef class ThreadEngine(Board):
         if self.enter is not None and self.call.nested is not None:
             self.context.run(self.enter, self.call.nested)
         self.fill()
+        if self.call.inner_max_num_threads is not None:
+            from fastjob.inner_threads import common_limit
+
+            self.common = common_limit(self.call.inner_max_num_threads)
+            self.common.begin()
         self.wake_one()
+        return 0
+
+    # The call is over: undo what it asked of the process before the caller can leave,
+    # whatever its threads still do.
+    cdef int finish(self) except -1:
+        if self.common is not None:
+            self.common.end()
+        return self.results.finish()
+
+    cdef int stop(self) except -1:
+        self.halt()
+        if self.results is not None:
+            self.results.close()
+        if self.common is not None:
+            self.common.end(False)  # this may be a destructor
         return 0
 
     # Take the first tasks: the whole window if the user has chosen it, and else one
@@ -248,7 +272,8 @@ cdef class ThreadEngine(Board):
                 if self.call.inner_max_num_threads is not None or has_share():
                     from fastjob.inner_threads import limit_inner_threads
 
-                    with limit_inner_threads(self.call.inner_max_num_threads) as caps:
+                    with limit_inner_threads(self.call.inner_max_num_threads,
+                                             self.common) as caps:
                         self.work(thread, caps)
                 else:
                     self.work(thread, None)
@@ -330,7 +355,7 @@ cdef class ThreadEngine(Board):
         self.dismiss()
         unlock_leaf(self.lock)
         if finished:
-            self.results.finish()
+            self.finish()
         return False
 
     # Write what the thread has run to the timeline.  The lock is held; it is given up
