@@ -31,9 +31,13 @@ What it guarantees
 Totals are exact, however long the run.  Spans are kept one by one up to `MAX_SPANS`;
 then neighbours on one lane are joined, the shortest first, to half that number, and
 the resolution is coarser from then on.  Events, longest tasks and calls are bounded
-likewise, and what was left out is counted.  One lock guards a recorder; it is held for
-about a microsecond a batch, to put a span in a list; sums are made of the spans when
-somebody asks.
+likewise, and what was left out is counted.  Sums are made of the spans when somebody
+asks.
+
+One lock guards a recorder.  What is recorded waits in a queue; whoever has the lock
+takes it from there, for about a microsecond a batch, and looks again after letting go.
+Who finds the lock taken leaves: the garbage collector can end a recorded call, that of
+a generator, at any allocation, also in the middle of a change of the same thread.
 
 A recorder belongs to the process that made it: a forked child neither adds to it nor
 writes its file.
@@ -43,11 +47,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from heapq import heappush, heappushpop
+from itertools import count
 from time import perf_counter_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["CallTimeline", "Recorder"]
@@ -107,7 +114,10 @@ class Recorder:
             raise FileNotFoundError(f"No folder {folder} to write the timeline to.")
         self.begin = perf_counter_ns()
         self.pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        # Changes that are not made yet, with their arguments.
+        self._changes: deque[tuple[Callable[..., object], Any]] = deque()
+        self._numbers = count()
         self._lanes: dict[int, int] = {}
         self._lane_facts: list[dict[str, Any]] = []
         self._last: list[list[int] | None] = []  # the newest span of each lane
@@ -128,10 +138,9 @@ class Recorder:
         self, backend: str, n_jobs: int, total: int | None, *, write: bool = False
     ) -> CallTimeline:
         """Begin to record a call; ``write`` writes the file when it ends."""
-        with self._lock:
-            call = CallTimeline(self, self._n_calls, backend, n_jobs, total, write)
-            self._open[self._n_calls] = call
-            self._n_calls += 1
+        number = next(self._numbers)
+        call = CallTimeline(self, number, backend, n_jobs, total, write)
+        self._change(self._begin_call, call)
         return call
 
     def data(self) -> dict[str, Any]:
@@ -139,7 +148,10 @@ class Recorder:
         from fastjob import __version__
         from fastjob.analysis import summarise
 
+        within = self._owned()  # a change, or a file that the end of a call writes
         with self._lock:
+            if not within:
+                self._make_changes()
             self._read_peaks()
             calls = [*self._calls, *(call.facts() for call in self._open.values())]
             losses = dict(self._losses)
@@ -195,6 +207,25 @@ class Recorder:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+    def _change(self, change: Callable[..., object], *args: object) -> None:
+        """Make a change, or leave it to whoever has the lock now."""
+        self._changes.append((change, args))
+        while self._changes and not self._owned() and self._lock.acquire(False):
+            try:
+                self._make_changes()
+            finally:
+                self._lock.release()
+
+    def _owned(self) -> bool:
+        """Whether this thread has the lock: then a destructor runs within a change."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+    def _make_changes(self) -> None:
+        """Make what changes there are, in order; the lock is held."""
+        while self._changes:
+            change, args = self._changes.popleft()
+            change(*args)
 
     def _relative(self, facts: dict[str, Any]) -> dict[str, int]:
         return {name: facts[name] - self.begin for name in ("start", "end")}
@@ -294,15 +325,18 @@ class Recorder:
         # What comes next must not be joined to a span that is counted no more.
         self._last = [None] * len(self._last)
 
+    def _begin_call(self, call: CallTimeline) -> None:
+        self._open[call.number] = call
+        self._n_calls += 1
+
     def _end_call(self, call: CallTimeline) -> None:
-        with self._lock:
-            if self._open.pop(call.number, None) is None:
-                return
-            add_up(self._losses, call.losses())
-            if len(self._calls) < MAX_CALLS:
-                self._calls.append(call.facts())
-            if perf_counter_ns() - self._peaks_read > PEAK_INTERVAL_NS:
-                self._read_peaks()
+        if self._open.pop(call.number, None) is None:
+            return
+        add_up(self._losses, call.losses())
+        if len(self._calls) < MAX_CALLS:
+            self._calls.append(call.facts())
+        if perf_counter_ns() - self._peaks_read > PEAK_INTERVAL_NS:
+            self._read_peaks()
 
     def _read_peaks(self) -> None:
         """Note the memory of the workers there are; the lock is held."""
@@ -328,7 +362,6 @@ class CallTimeline:
         self.number = number
         self.start_ns = perf_counter_ns()
         self._recorder = recorder
-        self._lock = recorder._lock
         self._backend = backend
         self._n_jobs = n_jobs
         self._total = total
@@ -354,59 +387,68 @@ class CallTimeline:
         bytes_in: int = 0,
     ) -> None:
         """Record a batch that has run; see the top of this module."""
+        # fmt: off
+        self._recorder._change(self._batch, worker, [
+            0, self.number, start_ns, end_ns, first_index, end_ns - start_ns, n_tasks,
+            1, input_ns, pickle_ns, wait_ns, copy_ns, unpickle_ns, cpu_ns,
+            bytes_out, bytes_in,
+        ])
+        # fmt: on
+
+    def _batch(self, worker: int, span: list[int]) -> None:
         recorder = self._recorder
-        busy = end_ns - start_ns
-        with self._lock:
-            lane = recorder._lanes.get(worker)
-            if lane is None:
-                lane = recorder._lane(worker)
-            mine = self._lanes.get(lane)
-            if mine is None:
-                self._lanes[lane] = [start_ns, end_ns, busy, n_tasks]
-            else:
-                if end_ns > mine[1]:
-                    mine[1] = end_ns
-                mine[2] += busy
-                mine[3] += n_tasks
-            # fmt: off
-            recorder._add([
-                lane, self.number, start_ns, end_ns, first_index, busy, n_tasks, 1,
-                input_ns, pickle_ns, wait_ns, copy_ns, unpickle_ns, cpu_ns,
-                bytes_out, bytes_in,
-            ])
-            # fmt: on
+        lane = recorder._lanes.get(worker)
+        if lane is None:
+            lane = recorder._lane(worker)
+        span[LANE] = lane
+        mine = self._lanes.get(lane)
+        if mine is None:
+            self._lanes[lane] = [span[START], span[END], span[BUSY], span[TASKS]]
+        else:
+            if span[END] > mine[1]:
+                mine[1] = span[END]
+            mine[2] += span[BUSY]
+            mine[3] += span[TASKS]
+        recorder._add(span)
 
     def task(self, worker: int, start_ns: int, end_ns: int, index: int) -> None:
         """Record one long task of a batch of several."""
-        with self._lock:
-            lane = self._recorder._lane(worker)
-            self._recorder._add_task(start_ns, end_ns, index, lane, self.number)
+        self._recorder._change(self._task, worker, start_ns, end_ns, index)
+
+    def _task(self, worker: int, start_ns: int, end_ns: int, index: int) -> None:
+        lane = self._recorder._lane(worker)
+        self._recorder._add_task(start_ns, end_ns, index, lane, self.number)
 
     def event(self, kind: str, worker: int, time_ns: int, text: str) -> None:
         """Record something that is not a batch: error, retry, death, timeout, start."""
+        self._recorder._change(self._event, kind, worker, time_ns, text)
+
+    def _event(self, kind: str, worker: int, time_ns: int, text: str) -> None:
         recorder = self._recorder
-        with self._lock:
-            counts = recorder._event_counts
-            counts[kind] = counts.get(kind, 0) + 1
-            if len(recorder._events) < MAX_EVENTS:
-                recorder._events.append(
-                    {
-                        "kind": kind,
-                        "lane": recorder._lane(worker),
-                        "call": self.number,
-                        "time": time_ns,
-                        "text": text[:500],
-                    }
-                )
+        counts = recorder._event_counts
+        counts[kind] = counts.get(kind, 0) + 1
+        if len(recorder._events) < MAX_EVENTS:
+            recorder._events.append(
+                {
+                    "kind": kind,
+                    "lane": recorder._lane(worker),
+                    "call": self.number,
+                    "time": time_ns,
+                    "text": text[:500],
+                }
+            )
 
     def end(self) -> None:
         """End the recording of this call; nothing happens the second time."""
         if self._end_ns:
             return
         self._end_ns = perf_counter_ns()
-        self._recorder._end_call(self)
-        if self._write:
-            self._recorder.write_or_warn()
+        recorder = self._recorder
+        recorder._change(recorder._end_call, self)
+        if self._write and recorder._owned():
+            recorder._change(recorder.write_or_warn)
+        elif self._write:
+            recorder.write_or_warn()
 
     def facts(self) -> dict[str, Any]:
         """What the page says about this call."""

@@ -211,6 +211,66 @@ def test_batches_of_many_threads_are_all_counted(made):
     assert data["totals"]["batches"] == len(data["spans"]) == 4 * 500
 
 
+def test_what_a_destructor_records_within_a_change_comes_after_it(made):
+    call, other = (made.begin_call("sequential", 1, None) for _ in "ab")
+    seen = []
+
+    class Span(list):
+        def __getitem__(self, at):
+            # As an allocation, it runs the garbage collector.
+            if not seen:
+                seen.append("dropped")
+                other.batch(78, other.start_ns, other.start_ns + 3, 4, 0)
+                other.event("error", 78, other.start_ns, "text")
+                other.end()
+                assert 78 not in made._lanes, "in the middle of a change"
+            return super().__getitem__(at)
+
+    made._change(call._batch, 77, Span([0, 0, 1, 3, 0, 2, 5, 1, *[0] * 8]))
+    call.end()
+    data = made.data()
+    assert [lane["worker"] for lane in data["lanes"]] == [77, 78]
+    assert [lane["tasks"] for lane in data["lanes"]] == [5, 4]
+    assert sorted((c["number"], c["tasks"]) for c in data["calls"]) == [(0, 5), (1, 4)]
+    assert data["event_counts"] == {"error": 1}
+
+
+def test_a_call_that_ends_within_a_change_still_writes_its_file(made):
+    call = made.begin_call("sequential", 1, None, write=True)
+    call.batch(77, call.start_ns, call.start_ns + 3, 4, 0)
+    made._change(call.end)
+    with open(made.path, encoding="utf-8") as file:
+        assert "77" in file.read()
+
+
+def test_generators_in_cycles_can_be_collected_at_any_allocation(run_python, tmp_path):
+    done = run_python(
+        """
+import gc, sys
+from fastjob import Parallel, delayed, timeline
+
+class Holder:
+    pass
+
+gc.set_threshold(5)
+with timeline(sys.argv[1]) as recorder:
+    for _ in range(300):
+        holder = Holder()
+        holder.me = holder
+        tasks = (delayed(abs)(i) for i in range(5))
+        holder.results = Parallel(n_jobs=1, return_as="generator")(tasks)
+        next(holder.results)
+        del holder
+        Parallel(n_jobs=1)(delayed(abs)(i) for i in range(5))
+    gc.collect()
+    assert recorder.data()["n_calls"] == 600
+    assert not recorder._open
+""",
+        tmp_path / "run.json",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_peak_memory_of_a_worker_process_is_read_at_the_end(made):
     if not os.path.exists("/proc/1/status"):
         pytest.skip("needs /proc")
