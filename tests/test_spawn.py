@@ -18,6 +18,7 @@ import pytest
 from gates import Bell, Gate, until
 
 from fastjob import Parallel, TerminatedWorkerError, delayed, errors
+from fastjob._core.lifeline import Descriptor
 from fastjob._core.wire import pair
 from fastjob._pool import starter
 from fastjob._pool.pool import new_starter, pool
@@ -289,6 +290,7 @@ CANNOT_BEGIN = """
 import errno, os
 from fastjob._core.peer import Peer
 from fastjob._core.status import StatusPage
+from fastjob._core.lifeline import Descriptor
 from fastjob._core.wire import pair
 from fastjob._core import lifeline
 from fastjob._pool import spawned
@@ -327,3 +329,38 @@ def test_a_module_is_preloaded_by_each_worker(tmp_path, monkeypatch):
 
 def home_of():
     return sys.modules["spawned_early"].PID, os.getpid()
+
+
+def test_an_interrupt_while_a_lifeline_is_closed_leaves_nothing_half_done(monkeypatch):
+    processes()(delayed(double)(i) for i in range(4))
+    close = os.close
+
+    def close_and_interrupt(fd):
+        # As a signal handler may, between two instructions.
+        monkeypatch.undo()
+        close(fd)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", close_and_interrupt)
+    try:
+        pool.shutdown()
+    except KeyboardInterrupt:
+        pool.shutdown()
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTJOB_START_METHOD", "spawn")
+    assert processes()(delayed(double)(i) for i in range(4)) == [0, 2, 4, 6]
+
+
+def test_a_descriptor_that_was_closed_is_not_closed_for_somebody_else():
+    read, write = os.pipe()
+    mine = Descriptor(read)
+    mine.close()
+    other = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assert other == read
+        mine.close()
+        del mine
+        os.fstat(other)
+    finally:
+        os.close(other)
+        os.close(write)

@@ -60,7 +60,39 @@ cdef extern from *:
     """
     int fj_hold(int fd, int patience) nogil
 
+from cython cimport final
+from posix.unistd cimport close as close_fd
+
 import os
+
+
+@final
+cdef class Descriptor:
+    """A descriptor that is closed once, by `close` or with this object.
+
+    Compiled, because an interrupt between the closing and the noting of it would have
+    the number closed again, which somebody else may have got meanwhile.
+
+    Attributes
+    ----------
+    fd : int
+        Its number; -1 once it is closed.
+    """
+
+    cdef readonly int fd
+
+    def __cinit__(self, int fd):
+        self.fd = fd
+
+    def __dealloc__(self):
+        self.close()
+
+    cpdef void close(self) noexcept:
+        """Close it; a second time does nothing."""
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            close_fd(fd)
 
 
 def hold(int fd, double patience):

@@ -17,6 +17,7 @@ import os
 import sys
 from _socket import socket
 
+from fastjob._core.lifeline import Descriptor
 from fastjob._core.status import StatusPage
 from fastjob._pool import child
 from fastjob._pool.starter import FAREWELL, end
@@ -79,10 +80,11 @@ class Host:
     """
 
     def __init__(self, page: StatusPage) -> None:
-        read, self._lifeline = os.pipe()
-        self._given = [(copy_above(read), LIFELINE)]
-        os.close(read)
-        self._given.append((copy_above(page.fd), PAGE))
+        read, self._lifeline = map(Descriptor, os.pipe())
+        self._given = [
+            (Descriptor(copy_above(fd)), place)
+            for fd, place in ((read.fd, LIFELINE), (page.fd, PAGE))
+        ]
 
     def copy(self, fd: int) -> socket:
         """A copy of the worker's end of its socket."""
@@ -100,7 +102,7 @@ class Host:
         OSError
             If the system does not.
         """
-        places = [(link.fileno(), 0), *self._given]
+        places = [(link.fileno(), 0), *((given.fd, at) for given, at in self._given)]
         pid = os.posix_spawn(
             argv[0],
             argv,
@@ -113,14 +115,12 @@ class Host:
 
     def sever(self) -> None:
         """Have all workers end; may be called again."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self._lifeline.close()
 
     def close(self) -> None:
         """Close what is given to new workers: there will be none."""
-        while self._given:
-            os.close(self._given.pop()[0])
+        for given, _ in self._given:
+            given.close()
 
 
 def take_over(slot: int) -> tuple[int, int, int] | None:
