@@ -295,3 +295,104 @@ def test_large_objects_that_no_task_has_any_more_are_given_up(run_python, kind, 
     small = {**os.environ, "FASTJOB_WARM_BYTES": "0"}
     done = run_python(GIVEN_UP, kind, str(times), env=small)
     assert done.stdout == "done\n", done.stderr
+
+
+class Model:
+    """An object that holds an array, as most of those that compute do."""
+
+    def __init__(self, array, n_rows=0):
+        self.array = array
+        self.rows = list(range(n_rows))
+        self.table = {}
+
+    def first_after(self, array):
+        return first_after(self, array)
+
+
+def first_after(model, array):
+    """What the model has once the array is written to."""
+    array[0] = 9
+    return float(model.array[0])
+
+
+def named(model, *, array):
+    return first_after(model, array)
+
+
+def first_of(array, rows):
+    array[0] = 9
+    return float(rows[0][0])
+
+
+def is_that(model, frame):
+    return model.array is frame
+
+
+@pytest.mark.parametrize("n_rows", [0, 100_000], ids=["small", "large"])
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_an_array_is_one_with_that_inside_an_object(size, n_rows):
+    np = pytest.importorskip("numpy")
+    one = Model(np.zeros(size), n_rows)
+    models = [one, one, Model(np.zeros(size), n_rows)]
+    tasks = [delayed(m.first_after)(m.array) for m in models]
+    tasks += [delayed(first_after)(m, m.array) for m in models]
+    tasks += [delayed(named)(m, array=m.array) for m in models]
+    tasks += [delayed(first_of)(m.array, [m.array, *m.rows]) for m in models]
+    with Parallel(2, "processes") as parallel:
+        assert parallel(tasks) == [9.0] * 12
+        assert parallel(reversed(tasks)) == [9.0] * 12
+
+
+def test_an_array_is_one_with_that_inside_what_the_user_has_shared():
+    np = pytest.importorskip("numpy")
+    model = Model(np.zeros(10))
+    with share(model):
+        tasks = [delayed(first_after)(model, model.array) for _ in range(3)]
+        assert Parallel(2, "processes")(tasks) == [9.0] * 3
+
+
+def test_an_array_that_replaced_an_equal_one_in_a_shared_object_is_found():
+    np = pytest.importorskip("numpy")
+    model = Model(np.zeros(5000), 100_000)
+
+    def tasks():
+        for _ in range(4):
+            yield delayed(len)(model.rows)
+            yield delayed(first_after)(model, np.zeros(1))
+            model.array = np.zeros(5000)
+            yield delayed(first_after)(model, model.array)
+
+    assert Parallel(2, "processes")(tasks()) == [100_000, 0.0, 9.0] * 4
+
+
+def pair_length(array, counted):
+    return len(array)
+
+
+@pytest.mark.parametrize("size", [10, 20_000, 200_000])
+def test_an_array_beside_an_object_costs_no_more_pickling(size, run_captured):
+    np = pytest.importorskip("numpy")
+    array, counted = np.ones(size), Counted()
+    before = Counted.n_pickles
+    capture, results = run_captured(
+        [delayed(pair_length)(array, counted) for _ in range(50)]
+    )
+    assert results == [size] * 50
+    assert Counted.n_pickles == before + 50
+    assert capture.n_pickles == 101  # and the function
+
+
+def test_an_array_beside_a_large_object_costs_one_pickle_of_it(run_captured):
+    np = pytest.importorskip("numpy")
+    array, table = np.ones(10), large() | {"counted": Counted()}
+    before = Counted.n_pickles
+    _, results = run_captured([delayed(pair_length)(array, table) for _ in range(50)])
+    assert results == [10] * 50
+    assert Counted.n_pickles == before + 1
+
+
+def test_a_frame_is_one_with_that_inside_an_object():
+    pandas = pytest.importorskip("pandas")
+    models = [Model(pandas.DataFrame({"a": [1]}), n) for n in (0, 0, 100_000)]
+    tasks = [delayed(is_that)(m, m.array) for m in models]
+    assert Parallel(2, "processes")(tasks) == [True] * 3

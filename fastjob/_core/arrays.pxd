@@ -11,6 +11,7 @@ cdef class Sharer:
     cdef public long long epoch
     cdef public object pickler_class  # for the streams of frames, see reduce_frame
     cdef list taken
+    cdef readonly set met        # ids of the arrays and frames in the stream
     cdef object reduced      # the buffer that pickle is about to ask about, if ours
     cdef Copies copies
     cdef dict files          # address of a memory-mapped file -> epoch of the check

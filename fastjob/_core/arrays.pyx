@@ -91,6 +91,8 @@ cdef class Sharer:
     ----------
     epoch : int
         To be changed by the caller whenever code of the user may have run.
+    met : set of int
+        Of arguments: addresses of the arrays and frames in the stream so far.
     """
 
     def __init__(self, Store store not None, long long min_nbytes, *,
@@ -99,6 +101,7 @@ cdef class Sharer:
         self.min_nbytes = min_nbytes
         self.reuse = reuse
         self.taken = []
+        self.met = set()
         self.copies = Copies(store.warm_limit)
         self.files = {}
         self.pickler_class = Pickler
@@ -140,23 +143,25 @@ cdef class Sharer:
         """Return the blocks taken since the last time, in the order of the stream."""
         taken = self.taken
         self.taken = []
+        self.met = set()
         self.reduced = None
         return taken
 
     cdef tuple begin_inner(self):
         """Begin a stream in the middle of another one; what `end_inner` takes."""
-        outer = self.taken, self.reduced, self.pickler_class
+        outer = self.taken, self.met, self.reduced, self.pickler_class
         self.blocks()
         return outer
 
     cdef int end_inner(self, tuple outer) except -1:
         """Go on with the stream that was interrupted."""
-        self.taken, self.reduced, self.pickler_class = outer
+        self.taken, self.met, self.reduced, self.pickler_class = outer
         return 0
 
     cpdef object clear(self):
         """Forget the call's buffers."""
         self.taken = []
+        self.met = set()
         self.copies.clear()
         self.files.clear()
 
@@ -182,6 +187,7 @@ cdef class Sharer:
         small = self.is_small(array.nbytes)
         if not self.reuse:
             return self.reduce_as(array, result_array, small)
+        self.met.add(id(array))
         if small:
             return self.reduce_as(array, private_array, array.nbytes < WORTH_A_BLOCK)
         return self.reduce_as(array, argument_array, False)
@@ -192,6 +198,7 @@ cdef class Sharer:
 
     def reduce_frame(self, frame):
         """Reduce a pandas object to a stream of its own, where arrays are plain."""
+        self.met.add(id(frame))
         file = io.BytesIO()
         buffers = []
 

@@ -14,6 +14,7 @@ cdef class Constant:
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
+    cdef set arrays                 # identities of the arrays and frames in its pickle
     cdef set inside                 # identities of what it is made of, once asked for
     cdef dict apart                 # by number: constants with no object in common
     cdef readonly long long uses
@@ -46,7 +47,9 @@ cdef class Capture:
     cdef readonly long long bytes_pickled
     cdef readonly Sharer sharer     # takes large buffers out of the pickles
     cdef dict reducers          # dispatch table with the sharer's, once numpy is there
+    cdef frozenset array_types  # those of arrays and frames
     cdef int n_libraries        # of those that the table depends on
+    cdef set met                # ids of the arrays and frames in the last pickle
     cdef list refs              # constants that the task being captured refers to
     cdef list used              # those of them that stand in the place of a value
     cdef list blocks            # and its out-of-band buffers
@@ -66,6 +69,8 @@ cdef class Capture:
     cdef bint _apart(self, Constant a, Constant b) except -1
     cdef tuple _with_shared(self, Parts parts, object function, object data,
                             object blocks)
+    cdef bint _is_array(self, object value) except -1
+    cdef set _arrays(self, Parts parts)
     cdef bint _open(self, object value) except -1
     cpdef int next_epoch(self) except -1
     cdef int _take_out(self, Constant c) except -1

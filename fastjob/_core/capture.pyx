@@ -188,6 +188,7 @@ cdef class Capture:
         self.expired = []
         self.sharer = sharer
         self.reducers = None
+        self.array_types = frozenset()
 
     cdef Constant _new(self, object value, object data, list blocks, list needs):
         cdef Constant c = Constant.__new__(Constant)
@@ -197,6 +198,7 @@ cdef class Capture:
         c.data = data
         c.nbytes = PyBytes_GET_SIZE(data) + sum([b.nbytes for b in blocks or ()])
         c.blocks = blocks
+        c.arrays = self.met
         c.needs = needs
         c.checked = self.epoch
         if blocks is not None:
@@ -261,6 +263,7 @@ cdef class Capture:
         self.bytes_pickled += PyBytes_GET_SIZE(data)
         if not quiet:
             self.next_epoch()
+        self.met = self.sharer.met
         return data, self.sharer.blocks() or None
 
     cdef dict table(self):
@@ -270,6 +273,7 @@ cdef class Capture:
             extra = self.sharer.dispatch_table()
             if extra:
                 self.reducers = {**copyreg.dispatch_table, **extra}
+                self.array_types = frozenset(extra)
                 self.n_libraries = n
         return self.reducers
 
@@ -420,19 +424,32 @@ cdef class Capture:
         for container, key in parts.places:
             value = container[key]
             if self._open(value) and weight(value) != LIGHT:
-                container[key] = self._alone(value, not parts.opened)
+                container[key] = self._alone(
+                    value, None if parts.opened else self._arrays(parts))
         return 0
 
     cdef bint _open(self, object value) except -1:
         """Whether a value is made of objects that another argument may refer to."""
         return not (type(value) is Reference or plain(value, 4)
-                    or (self.reducers is not None and type(value) in self.reducers))
+                    or self._is_array(value))
+
+    cdef bint _is_array(self, object value) except -1:
+        """Whether a value is an array or a frame: to others it is one object."""
+        return type(value) in self.array_types
+
+    cdef set _arrays(self, Parts parts):
+        """Addresses of the arrays and frames among a task's values."""
+        cdef set found = set()
+        for container, key in parts.places:
+            if self._is_array(container[key]):
+                found.add(id(container[key]))
+        return found
 
     cdef bint _aliased(self, Parts parts) except -1:
         """Whether an object would arrive as several: it is in a value that is sent
         apart and in another one, or in two of them."""
         cdef Constant c, other
-        cdef set mine
+        cdef set mine, arrays
         cdef list rest
         cdef Py_ssize_t i, j
         if not self.used:
@@ -445,8 +462,11 @@ cdef class Capture:
             if not mine.isdisjoint(found):
                 return True
             mine |= found
+        arrays = self._arrays(parts)
         for i in range(len(self.used)):
             c = self.used[i]
+            if arrays and c.arrays and not arrays.isdisjoint(c.arrays):
+                return True
             if mine and not mine.isdisjoint(self._inside(c)):
                 return True
             for j in range(i):
@@ -470,13 +490,14 @@ cdef class Capture:
             a.apart[b.number] = self._inside(a).isdisjoint(self._inside(b))
         return a.apart[b.number]
 
-    def _alone(self, value, pack):
-        """A large value as a shared constant; with `pack`, a small one pickled by
-        itself; else the value."""
+    def _alone(self, value, set beside):
+        """A large value as a shared constant; a small one pickled by itself, if it has
+        none of the arrays `beside` it inside (None: it must not be); else the value.
+        """
         data, blocks, needs = self._pickled_alone(value)
         if PyBytes_GET_SIZE(data) > SHARE_BYTES:
             return self._new_shared(value, data, blocks, needs)
-        if blocks is not None or not pack:
+        if blocks is not None or beside is None or not beside.isdisjoint(self.met):
             # Its buffers are told apart by their order in the task's stream: let the
             # value be pickled as a part of it.
             return value
@@ -546,6 +567,7 @@ cdef class Capture:
             # A block stands for the same bytes as long as the store gives the same.
             same = data == (c.data if type(c.data) is bytes else bytes(c.data)) and (
                 blocks == c.blocks)
+            c.arrays = self.met     # others may have come for equal ones
         if same:
             c.checked = self.epoch
         return same
