@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 import pickle
 
+from fastjob._core.pickling import main_attribute
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +85,8 @@ class _Unpickler(pickle.Unpickler):
             return SAFE[module, name]
         if module == "fastjob._core.constants" and name == "constant":
             return self.constants.__getitem__
+        if module == "fastjob._core.constants" and name == "member":
+            return lambda _, name: main_attribute(name)
         if module == "fastjob._core.pickling" and name == "loads":
             return lambda data: load(data, self.constants)
         if module == "fastjob._core.arrays" or name in ("_reconstruct", "_frombuffer"):

@@ -186,6 +186,119 @@ def test_a_script_that_reads_standard_input_keeps_it(run_python):
     assert (done.stdout, done.stderr) == ("['', ''] ['one\\n'] ['two\\n']\n", "")
 
 
+ONE_WORLD = """
+import os
+import numpy as np
+from fastjob import Parallel, delayed
+from fastjob._core.capture import Capture
+from fastjob.backends import process_engine
+from fastjob.errors import TerminatedWorkerError
+
+def rbf(x):
+    return x
+
+def linear(x):
+    return -x
+
+HANDLERS = {rbf: "rbf", linear: "linear"}
+THRESHOLD = 0
+
+class Base:
+    def above(self, x):
+        return x > THRESHOLD
+
+class Model(Base):
+    def __init__(self, rows=0):
+        self.rows = [str(i) for i in range(rows)]
+
+def is_rbf(kernel):
+    return kernel is rbf
+
+def handler(kernel):
+    return HANDLERS[kernel]
+
+def handler_within(options, *, kernel):
+    return HANDLERS[options[0][0]], HANDLERS[kernel]
+
+def itself(f):
+    return f is itself
+
+def fit(model, x, threshold):
+    global THRESHOLD
+    THRESHOLD = threshold
+    assert isinstance(model, Model)
+    return model.above(x)
+
+def size(model):
+    return type(model) is Model, len(model.rows)
+
+def fail(kernel):
+    raise ValueError(HANDLERS[kernel])
+
+def die(kernels):
+    os._exit(kernels.index(rbf))
+
+class Counted(Model):
+    pass
+
+def first(counted):
+    return isinstance(counted, Counted), counted.rows[0]
+
+def second(counted):
+    return isinstance(counted, Counted), counted.rows[1]
+
+for batch_size in "auto", 1, 10:
+    parallel = Parallel(2, "processes", batch_size=batch_size)
+    kernels = rbf, linear, rbf
+    assert parallel(delayed(is_rbf)(k) for k in kernels) == [True, False, True]
+    names = ["rbf", "linear", "rbf"]
+    assert parallel(delayed(handler)(k) for k in kernels) == names
+    assert parallel(delayed(handler_within)([[k]], kernel=k) for k in kernels) == [
+        (name, name) for name in names]
+    assert parallel(delayed(itself)(itself) for _ in range(3)) == [True] * 3
+    for rows in 0, 50_000:
+        model = Model(rows)
+        assert parallel(delayed(fit)(model, 5, t) for t in (1, 10, 3, 20)) == [
+            True, False, True, False]
+        mixed = parallel(task for k in (rbf, linear) for task in (
+            delayed(is_rbf)(k), delayed(size)(model), delayed(handler)(k)))
+        assert mixed == [True, (True, rows), "rbf", False, (True, rows), "linear"]
+    try:
+        parallel(delayed(fail)(k) for k in (rbf, rbf))
+    except ValueError as error:
+        assert str(error) == "rbf"
+        assert "kernel=<function rbf" in str(error.__cause__), error.__cause__
+    else:
+        raise AssertionError("no error")
+    try:
+        parallel(delayed(die)([k]) for k in (rbf, rbf))
+    except TerminatedWorkerError as error:
+        assert "die([<function rbf>])" in str(error), error
+    else:
+        raise AssertionError("no error")
+
+# A large object that two functions take in turn is pickled for the first of them. An
+# array in it that is not small: only pickling it again tells whether it has changed.
+captures = []
+def make(*args):
+    captures.append(Capture(*args))
+    return captures[0]
+process_engine.Capture = make
+counted = Counted(50_000)
+counted.array = np.zeros(2000)
+tasks = [delayed(f)(counted) for _ in range(10) for f in (first, second)]
+assert Parallel(2, "processes")(tasks) == [(True, "0"), (True, "1")] * 10
+assert captures[0].bytes_pickled < 30 * 400_000, captures[0].bytes_pickled
+assert captures[0].n_constants == 3, captures[0].n_constants
+print("right")
+"""
+
+
+def test_what_a_function_names_is_also_what_it_is_given(run_python):
+    done = run_python(ONE_WORLD)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
 # What refers to ``__main__`` must be pickled by value; what only names it need not be.
 BY_VALUE = """
 import pickle

@@ -14,6 +14,8 @@ cdef class Constant:
     cdef readonly list blocks       # out-of-band buffers of the pickle, or None
     cdef readonly list needs        # constants that its pickle refers to
     cdef Snapshot snapshot          # None: compare by pickling again
+    cdef dict names                 # what it holds of __main__, by name
+    cdef Constant beside            # the function of the task that it was pickled for
     cdef set arrays                 # identities of the arrays and frames in its pickle
     cdef set inside                 # identities of what it is made of, once asked for
     cdef dict apart                 # by number: constants with no object in common
@@ -49,6 +51,8 @@ cdef class Capture:
     cdef dict reducers          # dispatch table with the sharer's, once numpy is there
     cdef frozenset array_types  # those of arrays and frames
     cdef int n_libraries        # of those that the table depends on
+    cdef Constant current       # the function of the task being captured, or None
+    cdef dict names             # what the last pickle holds of __main__
     cdef set met                # ids of the arrays and frames in the last pickle
     cdef list refs              # constants that the task being captured refers to
     cdef list used              # those of them that stand in the place of a value

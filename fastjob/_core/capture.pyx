@@ -9,7 +9,9 @@ reaches every task as it was.
 What is pickled only once a call:
 
 - callables, by identity (a bound method counts as its function and, as the first
-  argument, its object);
+  argument, its object). Classes and functions of ``__main__`` that a callable refers to
+  are pickled with it, and where they are a part of its arguments these refer to those;
+  others are constants of their own;
 - an argument whose pickle is large, by identity: the second task that has it sends a
   reference to the first one's pickle.  Since the caller may have changed the object in
   between, it is compared (``snapshot.pyx``), or, where that is impossible, pickled
@@ -67,6 +69,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from fastjob._core.constants import constant as fetch
 from fastjob._core.constants import copied as fetch_copy
+from fastjob._core.constants import member as fetch_member
 from fastjob._core.pickling import loads
 from fastjob._core.quiet import register_quiet
 from fastjob._core.snapshot import Opaque
@@ -215,6 +218,7 @@ cdef class Capture:
         if c is None and len(self.functions) < MOST_FUNCTIONS:
             data, blocks = self.pickled(f, None)
             c = self._new(f, data, blocks, None)
+            c.names = self.names
             self.functions[key] = c
         return c
 
@@ -235,6 +239,7 @@ cdef class Capture:
     def pickled(self, value, refer):
         """Pickle `value`: its bytes, and its out-of-band blocks or None."""
         cdef object data = None
+        cdef dict names = {}
         cdef dict reducers = self.table()
         cdef bint quiet = not self.quiet or pickles_quietly(value, 4)
         if not quiet:
@@ -253,7 +258,7 @@ cdef class Capture:
             self.sharer.blocks()
             self.sharer.pickler_class = cloud_class()
             try:
-                data = dump_cloud(value, self.sharer, reducers, refer)
+                data = dump_cloud(value, self.sharer, reducers, refer, names)
             except BaseException:
                 self.sharer.blocks()
                 raise
@@ -263,6 +268,7 @@ cdef class Capture:
         self.bytes_pickled += PyBytes_GET_SIZE(data)
         if not quiet:
             self.next_epoch()
+        self.names = names
         self.met = self.sharer.met
         return data, self.sharer.blocks() or None
 
@@ -284,9 +290,17 @@ cdef class Capture:
         return 0
 
     def _refer(self, obj):
-        """Reduce value for a class or function of ``__main__``: a constant."""
-        cdef Constant c = self.functions.get(id(obj))
+        """Reduce value for a class or function of ``__main__``: a constant.
+
+        If the task's function came with it, that one: to the task both are the same,
+        and what it does to global variables shows in both.
+        """
+        cdef Constant c = self.current
         cdef tuple outer
+        if c is not None and c.names.get(obj.__qualname__) is obj:
+            self.refs.append(c)
+            return fetch_member, (c.number, obj.__qualname__)
+        c = self.functions.get(id(obj))
         if c is None:
             outer = self.sharer.begin_inner()
             try:
@@ -294,6 +308,7 @@ cdef class Capture:
             finally:
                 self.sharer.end_inner(outer)
             c = self._new(obj, data, blocks, None)
+            c.names = self.names
             self.functions[id(obj)] = c
         self.refs.append(c)
         return fetch, (c.number,)
@@ -307,6 +322,7 @@ cdef class Capture:
         cdef Parts parts
         cdef Py_ssize_t i, others, known
         cdef bint split
+        self.current = self.function(f) if with_function is None else None
         try:
             if with_function is None and not kwargs:
                 i = only_open(args)
@@ -562,7 +578,9 @@ cdef class Capture:
             same = c.snapshot.unchanged()
         else:
             refs, self.refs = self.refs, []
+            current, self.current = self.current, c.beside
             data, blocks = self.pickled(c.value, self._refer)
+            self.current = current
             self.refs = refs
             # A block stands for the same bytes as long as the store gives the same.
             same = data == (c.data if type(c.data) is bytes else bytes(c.data)) and (
@@ -585,6 +603,7 @@ cdef class Capture:
         """A reference to a value that this task is the first to have."""
         cdef Constant c = self._new(value, data, blocks, needs)
         c.uses = 1
+        c.beside = self.current
         if type(value) is not str and type(value) is not bytes:
             try:
                 c.snapshot = Snapshot(value)

@@ -5,4 +5,5 @@ cdef int forget(uint32_t number) except -1
 cdef int reset() except -1
 cdef dict known()
 cpdef object constant(uint32_t number)
+cpdef object member(uint32_t number, str name)
 cpdef object copied(uint32_t number)

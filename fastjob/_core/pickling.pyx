@@ -169,10 +169,11 @@ cdef bint is_cloud(object data) except -1:
     return memoryview(data)[0] == c"C"
 
 
-cdef object load(object data, object listen=None):
+cdef object load(object data, object listen=None, dict names=None):
     """Unpickle bytes, or a pair of bytes and out-of-band buffers.
 
-    With `listen`, by an unpickler that it makes.
+    With `listen`, by an unpickler that it makes. To `names` is added what came along
+    of the sender's ``__main__``.
     """
     cdef object buffers = None
     if type(data) is tuple:
@@ -182,7 +183,10 @@ cdef object load(object data, object listen=None):
         stream.read(1)
         unpickler = (listen or Unpickler)(stream, buffers=buffers)
         value = unpickler.load()
-        vars(sys.modules["__main__"]).update(unpickler.load())
+        found = unpickler.load()
+        vars(sys.modules["__main__"]).update(found)
+        if names is not None:
+            names.update(found)
         return value
     if listen is not None:
         return listen(io.BytesIO(data), buffers=buffers).load()
@@ -314,11 +318,13 @@ cdef object cloud_class():
     return Pickler
 
 
-cdef bytes dump_cloud(object value, object keep, object reducers, object refer):
+cdef bytes dump_cloud(object value, object keep, object reducers, object refer,
+                      dict names=None):
     """Pickle with cloudpickle.
 
     With `refer`, a class or function of ``__main__`` is replaced by what
-    ``refer(obj)`` returns (a reduce value); without, it is pickled by value.
+    ``refer(obj)`` returns (a reduce value); without, it is pickled by value, and added
+    to `names`.
     """
     stream = io.BytesIO()
     stream.write(b"C")
@@ -328,4 +334,6 @@ cdef bytes dump_cloud(object value, object keep, object reducers, object refer):
         pickler.own_reducers = reducers
     pickler.dump(value)
     pickler.dump(pickler.names)
+    if names is not None:
+        names.update(pickler.names)
     return stream.getvalue()
