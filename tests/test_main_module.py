@@ -388,3 +388,28 @@ def test_a_module_that_cloudpickle_was_told_to_pickle_by_value_is(run_python):
         "[0, 10, 20]\n[1, 2, 3]\n[0, 10, 20]\nits globals are looked at\nFalse\n",
         "",
     )
+
+
+FRAME = """
+import pandas as pd
+from fastjob import Parallel, delayed
+
+class P:
+    def __init__(self, x):
+        self.x = x
+
+def total(frame, i):
+    return sum(p.x for p in frame["p"]) + i
+
+if __name__ == "__main__":
+    frame = pd.DataFrame({"p": [P(1), P(2)], "q": [1.0, 2.0]})
+    p = Parallel(2, "processes")
+    print(p(delayed(total)(frame, i) for i in range(3)))
+    print(p(delayed(total)({"p": frame["p"]}, i) for i in range(3)))
+"""
+
+
+def test_a_frame_may_hold_what_is_defined_in_main(run_python):
+    pytest.importorskip("pandas")
+    done = run_python(FRAME)
+    assert (done.stdout, done.stderr) == ("[3, 4, 5]\n[3, 4, 5]\n", "")

@@ -9,6 +9,7 @@ cdef class Sharer:
     cdef readonly long long min_nbytes
     cdef readonly bint reuse
     cdef public long long epoch
+    cdef bint met_main          # a stream within the stream refers to __main__
     cdef public object pickler_class  # for the streams of frames, see reduce_frame
     cdef list taken
     cdef readonly set met        # ids of the arrays and frames in the stream

@@ -51,6 +51,7 @@ from cpython.buffer cimport (
 
 from fastjob._core.copies cimport Copies
 from fastjob._core.lending cimport Link
+from fastjob._core.pickling cimport mentions_main
 from fastjob._core.segments cimport Block, Store, part_of
 from fastjob._core.views cimport View
 
@@ -213,7 +214,10 @@ cdef class Sharer:
         pickler.dispatch_table = {**others, self.numpy.ndarray: self.reduce_plain,
                                   self.numpy.memmap: self.reduce_plain}
         pickler.dump(frame)
-        return pandas_object, (file.getvalue(), buffers)
+        stream = file.getvalue()
+        # In the outer stream these are mere bytes: nobody looks into them.
+        self.met_main = self.met_main or mentions_main(stream)
+        return pandas_object, (stream, buffers)
 
     cdef object reduce_as(self, array, build, bint inside):
         """Reduce an array for `build`, its buffer inside the stream or out of it."""

@@ -244,6 +244,7 @@ cdef class Capture:
         cdef bint quiet = not self.quiet or pickles_quietly(value, 4)
         if not quiet:
             self.next_epoch()
+        self.sharer.met_main = False
         try:
             if type(value).__module__ != "__main__" and names_suffice():
                 data = dump_plain(value, self.sharer, reducers)
@@ -254,7 +255,7 @@ cdef class Capture:
             # Whatever plain pickle stumbles over, cloudpickle may be able to carry;
             # if not, its error is the one that is reported.
             data = None
-        if data is None or mentions_main(data):
+        if data is None or self.sharer.met_main or mentions_main(data):
             self.sharer.blocks()
             self.sharer.pickler_class = cloud_class()
             try:
