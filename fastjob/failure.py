@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import builtins
 import pickle
+import sys
 
 from fastjob.errors import (
     RemoteTraceback,
@@ -41,6 +42,7 @@ __all__ = [
     "attach",
     "blame",
     "describe",
+    "drop_frames",
     "pack",
     "shorten",
     "shorten_parts",
@@ -144,6 +146,31 @@ def attach(
     text = describe(exc, index, func, args, kwargs, show_values)
     _set_cause(exc, text)
     return text
+
+
+def drop_frames(exc: BaseException) -> None:
+    """Let go of the frames of a failed task whose exception is kept.
+
+    From there each frame leads to its caller: to the call, the `Parallel` and all that
+    its user holds. What is to be seen in them is in the text.
+    """
+    # A caller that makes the call while it handles an error has its own in the chain.
+    frame: Any = sys._getframe()
+    running = set()
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back
+    seen = set()
+    ahead: list[BaseException | None] = [exc]
+    while ahead:
+        one = ahead.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        frames = one.__traceback__
+        if one is exc or frames is None or frames.tb_frame not in running:
+            one.__traceback__ = None
+            ahead += [one.__cause__, one.__context__, *_members(one)]
 
 
 def blame(

@@ -162,6 +162,28 @@ def test_errors_can_be_returned(backend):
     assert results[1].elapsed >= 0
 
 
+def fail_in_two_steps():
+    try:
+        raise KeyError("first")
+    except KeyError:
+        raise LookupError("second") from None
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_kept_error_keeps_no_frames_and_takes_none_from_the_callers(backend, n_jobs):
+    runner = Parallel(n_jobs, backend, "generator", on_error="return")
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError as error:
+        kept = next(runner([delayed(fail_in_two_steps)()] * 5))
+        assert error.__traceback__ is not None
+    assert kept.exception.__traceback__ is None
+    assert kept.exception.__context__.__traceback__ is None
+    assert "fail_in_two_steps" in kept.traceback
+    # The call is over, as it is without a failure.
+    assert len(list(runner([delayed(abs)(-1)]))) == 1
+
+
 def stop(error):
     raise error
 

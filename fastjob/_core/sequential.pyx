@@ -22,7 +22,7 @@ from fastjob._core.results cimport handle_pending, raise_end
 from fastjob._core.spans cimport Spans
 
 from fastjob.errors import TaskError
-from fastjob.failure import attach
+from fastjob.failure import attach, drop_frames
 
 cdef extern from "Python.h":
     PyObject *PyIter_Next(object iterator) except? NULL
@@ -192,4 +192,5 @@ cdef class SequentialEngine:
             self.spans.tell("error", text.split("\n", 2)[1])
         if not (self.call.return_errors and isinstance(error, Exception)):
             raise_end(error)
+        drop_frames(error)
         return TaskError(index, error, text, attempt, elapsed)

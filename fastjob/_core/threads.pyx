@@ -61,7 +61,7 @@ from fastjob._core.warm_threads cimport WarmThread, current_epoch
 
 from fastjob.budget import has_share, share_with
 from fastjob.errors import TaskError
-from fastjob.failure import attach
+from fastjob.failure import attach, drop_frames
 
 cdef extern from "Python.h":
     object PyContext_Copy(object context)
@@ -513,4 +513,5 @@ cdef class ThreadEngine(Board):
         if ends:
             self.fail(error)
             return NOTHING
+        drop_frames(error)
         return TaskError(index, error, text, attempt, elapsed)

@@ -405,6 +405,7 @@ class CallbackEngine:
             call.counters.failed_tasks += 1
             if not call.return_errors:
                 raise error
+            failure.drop_frames(error)
             results[offset] = TaskError(index, error, text, batch.attempts, elapsed)
         if not lost:
             return [(batch.first, results)]
