@@ -134,6 +134,15 @@ def test_any_batch_size_and_window_give_the_same(own, batch_size, pre_dispatch):
     assert parallel(delayed(abs)(-i) for i in range(50)) == list(range(50))
 
 
+@pytest.mark.parametrize("item", [5, (abs,), (abs, 1, {}), ("no", (1,), {})])
+def test_what_is_no_task_is_refused_with_its_place(own, item):
+    tasks = [delayed(abs)(-1), item]
+    with pytest.raises(TypeError, match="Task 1 of the input is not a task"):
+        Parallel(n_jobs=2, backend=own)(tasks)
+    with pytest.raises(TypeError, match="Task 1 of the input is not a task"):
+        Parallel(n_jobs=2, backend="multiprocessing")(tasks)
+
+
 def test_the_life_of_a_call(own):
     Parallel(n_jobs=2, backend=own)([delayed(abs)(-1)])
     assert own.log == ["configure", "start", "stop", "terminate"]

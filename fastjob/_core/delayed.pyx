@@ -73,6 +73,18 @@ def delayed(function):
     return wrapper
 
 
+def checked_task(item, index):
+    """The task that an item of the input stands for; TypeError if it is none."""
+    cdef tuple task = as_task(item, index)
+    if not callable(task[0]):
+        raise TypeError(
+            f"Task {index} of the input is not a task: an object of type "
+            f"{type(task[0]).__name__!r} is not callable. A task is a tuple (function, "
+            f"args, kwargs), such as delayed(function)(x, k=2) makes."
+        )
+    return task
+
+
 cdef tuple repair_task(object item, long long index):
     """Make a task of something that is not exactly (callable, tuple, dict)."""
     try:

@@ -35,6 +35,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 
 from fastjob import failure
+from fastjob._core.delayed import checked_task
 from fastjob.backends.batch import GuardedCalls
 from fastjob.errors import TaskError
 from fastjob.results import CUT
@@ -236,7 +237,7 @@ class CallbackEngine:
             taken: list[Any] = []
             calls = self.make_calls(
                 self.n_taken,
-                _recorded(islice(tasks, room), taken),
+                _recorded(islice(tasks, room), taken, self.n_taken),
                 self.call,
                 self.packed,
             )
@@ -416,9 +417,10 @@ class CallbackEngine:
         ]
 
 
-def _recorded(tasks: Iterable[Any], taken: list[Any]) -> Iterator[Any]:
-    """Pass on tasks one by one, and keep them."""
-    for task in tasks:
+def _recorded(tasks: Iterable[Any], taken: list[Any], first: int) -> Iterator[Any]:
+    """Pass on tasks one by one, and keep them; what is no task is a TypeError here."""
+    for index, item in enumerate(tasks, first):
+        task = checked_task(item, index)
         taken.append(task)
         yield task
 
