@@ -222,7 +222,8 @@ cdef class Crew:
                             peer.retiring = True
                 except (BrokenPipeError, ConnectionResetError):
                     got = 0
-                except WireError:
+                except (WireError, OSError, MemoryError):
+                    # Out of step. The call has ended: its own error is the one to tell.
                     self.pool.kill(peer)
                     got = 0
                 if got == 0:

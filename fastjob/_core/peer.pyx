@@ -82,7 +82,7 @@ cdef class Peer:
         """Whether another call can have it; forgets what belongs to this one."""
         self.known.clear()
         self.fresh = False
-        return not (self.lost or self.retiring or self.batches)
+        return not (self.lost or self.retiring or self.batches or self.channel.broken)
 
     def close(self):
         """Close the socket: the worker ends as soon as it is idle."""

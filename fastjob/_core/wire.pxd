@@ -66,6 +66,7 @@ cdef class Channel:
     cdef list fds_out       # to go with, or before, their frames
     cdef list fds_in        # received, not yet claimed by a frame
     cdef Header header      # of the frame that `next` found
+    cdef readonly bint broken           # descriptors were lost, and the bytes with them
     cdef readonly long long n_sends, n_receives, bytes_sent, bytes_received
 
     cdef int put(self, Kind kind, int flags, uint32_t number, uint32_t count,

@@ -264,6 +264,7 @@ cdef class Channel:
             if got >= 0:
                 break
             if got == -2:
+                self.broken = True
                 raise OSError(
                     EMFILE, "Too many open files: descriptors of shared memory were "
                     "lost; raise the limit (ulimit -n)")
@@ -300,6 +301,8 @@ cdef class Channel:
         cdef size_t have = self.in_end - self.in_start, named = 0
         cdef char *start
         cdef bytes body
+        if self.broken:
+            raise WireError("what comes after lost descriptors cannot be told")
         if not self.peek(&head) or have < sizeof(Header) + head.size:
             return None
         self.header = head

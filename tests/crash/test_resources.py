@@ -90,6 +90,57 @@ def test_with_64_descriptors_large_arrays_go_both_ways():
     assert run(LARGE_ARRAYS) == ("", "", 0)
 
 
+MANY_WORKERS = """
+for n_jobs in [20, 30, 50] * 3:
+    try:
+        call(n_jobs)
+    except (errors.NurseryError, OSError) as error:
+        assert "open files" in str(error), error
+fastjob.shutdown()
+call(8)
+"""
+
+
+def test_with_64_descriptors_too_many_workers_for_large_arrays_are_a_clear_error():
+    assert run(LARGE_ARRAYS + MANY_WORKERS) == ("", "", 0)
+
+
+LOST_DESCRIPTORS = """
+import resource
+import time
+import numpy as np
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from fastjob import Parallel, delayed
+held = []
+def fill(i):
+    time.sleep(0.005)
+    return np.full(150_000, i)
+def tasks():
+    for i in range(100):
+        yield delayed(fill)(i)
+        if i == 12:
+            try:
+                while True:
+                    held.append(open("/dev/null"))
+            except OSError:
+                pass
+Parallel(4, batch_size=1)(delayed(abs)(i) for i in range(20))
+try:
+    Parallel(4, batch_size=1, pre_dispatch="all")(tasks())
+except OSError as error:
+    held.clear()
+    assert "descriptors of shared memory were lost" in str(error), error
+    assert error.__context__ is None, error.__context__
+found = Parallel(4, batch_size=1)(delayed(fill)(i) for i in range(20))
+assert [array[-1] for array in found] == list(range(20))
+print("right")
+"""
+
+
+def test_an_error_of_lost_descriptors_is_not_covered_by_those_that_follow_from_it():
+    assert run(LOST_DESCRIPTORS) == ("right\n", "", 0)
+
+
 NO_DESCRIPTOR_AT_FIRST = """
 import resource
 from fastjob import Parallel, delayed, errors
