@@ -82,6 +82,8 @@ from fastjob._core.shm cimport (
     shm_swap_pointer,
 )
 
+from libc.errno cimport EMFILE, ENFILE
+
 import os
 
 from fastjob._core.regions import available_memory, total_memory
@@ -405,6 +407,10 @@ cdef class Store:
         """Go on to the next backing store, since one has no room."""
         if place != self.place:
             return 0  # another thread has been here
+        if error == EMFILE or error == ENFILE:
+            # No other place can do without, nor can the module that looks for one.
+            raise OSError(error, f"no descriptor for {nbytes} bytes of shared memory: "
+                                 f"{os.strerror(error)}; raise the limit (ulimit -n)")
         if place == 0:
             for folder in fallback_folders():
                 if folder not in self.places:

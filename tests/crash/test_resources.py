@@ -141,6 +141,32 @@ def test_an_error_of_lost_descriptors_is_not_covered_by_those_that_follow_from_i
     assert run(LOST_DESCRIPTORS) == ("right\n", "", 0)
 
 
+NO_DESCRIPTOR_FOR_MEMORY = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+from fastjob._core.segments import Store
+store = Store()
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    store.put(bytes(1 << 20))
+except OSError as error:
+    held.clear()
+    assert "Too many open files; raise the limit" in str(error), error
+    assert error.__context__ is None or "tempfile" not in str(error.__context__)
+assert bytes(store.put(b"x" * 100)) == b"x" * 100
+print("right")
+"""
+
+
+def test_shared_memory_without_a_descriptor_says_so_and_comes_later():
+    assert run(NO_DESCRIPTOR_FOR_MEMORY) == ("right\n", "", 0)
+
+
 NO_DESCRIPTOR_AT_FIRST = """
 import resource
 from fastjob import Parallel, delayed, errors
