@@ -104,8 +104,9 @@ def tokens_of(frame):
         return HEADER.size, count
     if kind == BATCH and flags & BLOCK:
         return HEADER.size, size
-    # Those of arguments are the last in the pickle of a batch.
-    at = frame.rfind(b"C" + bytes([TOKEN_BYTES])) if kind == BATCH else -1
+    # Those of arguments are the last in the pickle of such a batch.
+    with_tokens = kind == BATCH and flags & MIXED
+    at = frame.rfind(b"C" + bytes([TOKEN_BYTES])) if with_tokens else -1
     return at + 2, TOKEN_BYTES if at >= 0 else 0
 
 
