@@ -24,6 +24,7 @@ from multiprocessing import connection
 from multiprocessing.pool import Pool
 
 from fastjob import failure
+from fastjob._core.inheriting import settle_forks
 from fastjob._core.starting import start_thread
 from fastjob._pool.memory import folder_of
 from fastjob._pool.notes import hear
@@ -424,6 +425,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             watch.stop()
         if pool is not None:
             end_pool(pool)
+            settle_forks()  # of what was lent to this process when they were forked
 
     def stop_call(self) -> None:
         """Let go of the call's arrays."""
