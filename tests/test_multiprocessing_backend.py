@@ -519,10 +519,13 @@ def ring_and_wait(bell, gate):
 @pytest.mark.parametrize("return_as", ["list", "generator"])
 def test_a_call_whose_workers_another_thread_ends_is_an_error(return_as):
     errors = []
+    made = threading.Event()
 
     def call():
         with pytest.raises(RuntimeError, match="with block of this Parallel") as caught:
-            list(parallel([delayed(ring_and_wait)(bell, gate)]))
+            results = parallel([delayed(ring_and_wait)(bell, gate)])
+            made.set()
+            list(results)
         errors.append(caught.value)
 
     with Parallel(2, "multiprocessing", return_as) as parallel:
@@ -530,6 +533,8 @@ def test_a_call_whose_workers_another_thread_ends_is_an_error(return_as):
         with Bell() as bell, Gate() as gate:
             thread.start()
             bell.wait()
+            if return_as == "generator":
+                made.wait()
             parallel.__exit__()
             thread.join(30)
     assert errors
