@@ -100,7 +100,7 @@ class Pool:
                     else:
                         self._dismiss(peer)
             if len(peers) < want:
-                self._thin(profile, n)
+                self._thin(profile, call.n_jobs)
             while len(peers) < want:
                 try:
                     peers.append(self._fork(nursery, profile))
