@@ -57,7 +57,7 @@ class Running(Reporting):
     _listening = _each = False
     _recording: Any = None
     _stream: ref[ResultStream] | None = None
-    # Ends a call that cannot go on without the backend; of a list, from another thread.
+    # Ends, from another thread, a call that cannot go on without the backend.
     _cut: Callable[[], None] | None = None
 
     def __init__(self) -> None:
@@ -100,12 +100,12 @@ class Running(Reporting):
             engine = registry.open_engine(backend, call)
             if self._each:
                 tasks = self._watch(tasks)
+            self._cut = getattr(engine, "cut", None)
             if self.return_generator:
                 stream = engine.stream(tasks)
                 results = ResultStream(stream, lambda early: self._end(me, early))
                 self._stream = ref(results)
             else:
-                self._cut = getattr(engine, "cut", None)
                 results = engine.run(tasks)
             failed = False
             return results

@@ -139,6 +139,7 @@ class CallbackEngine:
         self.n_waiting = 0  # tasks finished and not handed over (streams)
         self.exhausted = False
         self.open = True
+        self.was_cut = False
         self.complete = False
         self.context: Any = None
         if call.timeout > 0 and not getattr(backend, "supports_timeout", True):
@@ -165,6 +166,8 @@ class CallbackEngine:
         """Start the tasks and return an iterator over their results."""
         try:
             self._begin(tasks)
+            if self.was_cut:
+                raise RuntimeError(CUT)
         except BaseException:
             self.close()
             raise
@@ -194,8 +197,11 @@ class CallbackEngine:
             if stop is not None:
                 stop()
 
-    # The workers of a list end with the with block, and the call that needs them.
-    cut = close
+    def cut(self) -> None:
+        """End the call, from any thread: the with block ends, and its workers do."""
+        if self.open:
+            self.was_cut = True
+            self.close()
 
     # Taking and submitting
 
@@ -205,7 +211,7 @@ class CallbackEngine:
             start()
         self._fill(tasks)
         enter = getattr(self.backend, "retrieval_context", None)
-        if enter is not None:
+        if enter is not None and self.open:
             self.context = enter()
             self.context.__enter__()
 
@@ -436,12 +442,16 @@ class _Stream:
         return self
 
     def __next__(self) -> Any:
+        engine = self.engine
         try:
-            if not self.engine.open:
+            if not engine.open:
                 raise StopIteration
             return next(self.results)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            cut = engine.was_cut and not engine.complete
+            if cut and isinstance(error, Exception):
+                raise RuntimeError(CUT) from error
             raise
 
     def close(self) -> None:
