@@ -16,7 +16,9 @@ import pytest
 from gates import Bell, Gate, until
 
 from fastjob import Parallel, TaskError, TerminatedWorkerError, delayed
+from fastjob._core.call import Call
 from fastjob.backends import pool_end
+from fastjob.backends.callback import CallbackEngine
 from fastjob.backends.multiprocessing import MultiprocessingBackend
 from fastjob.errors import ResultPicklingError, TaskPicklingError
 
@@ -287,6 +289,49 @@ def ignore_the_end(gate, bell):
     gate.wait()
 
 
+class FewStarts:
+    """A context whose processes can be started so many times."""
+
+    def __init__(self, number):
+        self.left = number
+        self.context = multiprocessing.get_context(METHODS[0])
+
+    def __getattr__(self, name):
+        return getattr(self.context, name)
+
+    def Process(self, *args, **kwargs):
+        process = self.context.Process(*args, **kwargs)
+        if self.left == 0:
+            process.start = self.refuse
+        else:
+            self.left -= 1
+        return process
+
+    def refuse(self):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_workers_that_cannot_be_replaced_are_an_error():
+    few = {"context": FewStarts(2)}
+    with Parallel(2, "multiprocessing", on_error="return", **few) as parallel:
+        found = parallel(delayed(die)("exit") for _ in range(8))
+        assert [type(result) for result in found] == [TaskError] * 8
+        last = found[-1].exception
+        assert isinstance(last, RuntimeError) and "no worker left" in str(last)
+        (later,) = parallel([delayed(abs)(-1)])
+        assert "no worker left" in str(later.exception)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_those_that_are_left_go_on_where_a_worker_cannot_be_replaced():
+    few = {"context": FewStarts(2), "batch_size": 1}
+    tasks = [delayed(die)(how) for how in ["exit"] + ["live"] * 20]
+    with Parallel(2, "multiprocessing", on_error="return", **few) as parallel:
+        assert isinstance(parallel(tasks)[0], TaskError)
+        assert parallel(tasks[1:]) == ["live"] * 20
+
+
 @pytest.mark.posix
 def test_workers_that_ignore_sigterm_end_too():
     with Gate() as gate, Bell() as bell:
@@ -538,3 +583,39 @@ def test_a_call_whose_workers_another_thread_ends_is_an_error(return_as):
             parallel.__exit__()
             thread.join(30)
     assert errors
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+def test_workers_that_end_while_a_call_takes_its_first_tasks_end_it(return_as):
+    def tasks():
+        yield delayed(abs)(-1)
+        leaver = threading.Thread(target=parallel.__exit__)
+        leaver.start()
+        leaver.join()
+        yield delayed(abs)(-2)
+
+    parallel = Parallel(2, "multiprocessing", return_as, batch_size=1)
+    with parallel, pytest.raises(RuntimeError, match="with block of this Parallel"):
+        parallel(tasks())
+    assert Parallel(2, "multiprocessing")([delayed(abs)(-3)]) == [3]
+
+
+def test_a_reader_hears_that_the_workers_ended_before_it_had_the_generator():
+    with Parallel(2, "multiprocessing") as parallel:
+        call = Call(2, ahead=1)
+        engine = CallbackEngine(parallel._backend, call)
+        stream = engine.stream(iter([delayed(abs)(-1)] * 3))
+        engine.cut()
+        engine.cut()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="with block of this Parallel"):
+                next(stream)
+
+
+def test_a_stream_that_was_read_to_its_end_cannot_be_cut_any_more():
+    with Parallel(2, "multiprocessing") as parallel:
+        engine = CallbackEngine(parallel._backend, Call(2, ahead=1))
+        stream = engine.stream(iter([delayed(abs)(-1)] * 3))
+        assert list(stream) == [1] * 3
+        engine.cut()
+        assert list(stream) == []

@@ -11,7 +11,8 @@ by `callback.CallbackEngine`.  Four things are added to what the pool does by it
 - Tasks find the caller's state, and what they say comes back, see ``followed``.
 - The pool replaces a worker that has died and waits for its batch for ever. A thread
   watches the workers: when one ends with an exit code, the batches in flight fail.
-  The pool does not tell which batch that worker had.
+  The pool does not tell which batch that worker had. If no worker is left and the
+  pool could not start another, they fail too.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
 # Seconds between two looks while the pool is replacing a worker; the pool itself
 # looks every 0.1 seconds.
 REPLACING = 0.05
+
+_NO_WORKER = (
+    "The multiprocessing backend has no worker left, and could not start another one; "
+    "stderr says why. Too many processes, or too little memory, are common causes: "
+    "free some, or ask for fewer workers."
+)
 
 
 def _dumps(obj: Any) -> bytes:
@@ -240,12 +247,18 @@ class _Watch:
     made : list
         The processes; grows while the pool replaces some. Those that have ended are
         taken out: each has two descriptors.
+    starter : Thread
+        Replaces them; an error in it is its end. Once no worker is left then, `tell`
+        is called again and again, for batches that are submitted later.
     tell : callable
         Called in the thread of the watch.
     """
 
-    def __init__(self, made: list[Any], tell: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, made: list[Any], starter: Any, tell: Callable[[BaseException], None]
+    ) -> None:
         self.made = made
+        self.starter = starter
         self.tell = tell
         self.n_workers = len(made)
         self.stopped, self._stop = connection.Pipe(duplex=False)
@@ -260,6 +273,8 @@ class _Watch:
                 return
             for sentinel in ready:
                 self._ended(alive[sentinel])
+            if not alive and not self.starter.is_alive():
+                self.tell(RuntimeError(_NO_WORKER))
 
     def _ended(self, process: Any) -> None:
         # The pool's own thread may be the one that reaps it; the code is there as
@@ -368,7 +383,8 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
                 options.get("maxtasksperchild"),
                 context=_RecordingContext(context, made),
             )
-        self._watch = _Watch(made, self._fail)
+        starter = self._pool._worker_handler  # type: ignore[attr-defined]
+        self._watch = _Watch(made, starter, self._fail)
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None

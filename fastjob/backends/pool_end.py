@@ -40,6 +40,9 @@ def end_pool(pool: Any) -> None:
     starter._state = TERMINATE
     pool._change_notifier.put(None)
     starter.join()  # from here on, no worker is started in place of another
+    # For the thread that writes tasks. An error in the starter was its end, and then it
+    # has not said this; a second time does nothing.
+    pool._taskqueue.put(None)
     results, tasks = pool._outqueue, pool._inqueue
     writing, reading = results._wlock, tasks._rlock
     # On Windows a message is written whole, without a lock.
