@@ -503,6 +503,12 @@ begun = threading.Semaphore(0)
 def wait():
     begun.release()
     assert Late.leave.wait(60)
+
+def both_wait():
+    # So that none is changing limits: whoever closes or drops the results while one
+    # is leaves their change to that thread.
+    assert begun.acquire(timeout=60)
+    assert begun.acquire(timeout=60)
 """
 ENDINGS = {
     "done": "assert engine().run([delayed(numbers)()] * 3) == [[1, 1, 1]] * 3",
@@ -524,20 +530,20 @@ assert list(results) == [[1, 1, 1]] * 3
 """,
     "closed": """
 results = engine().stream([delayed(wait)()] * 3)
-assert begun.acquire(timeout=60)
+both_wait()
 assert numbers() == [1, 6, 1]
 results.close()
 """,
     "dropped": """
 results = engine().stream([delayed(wait)()] * 3)
-assert begun.acquire(timeout=60)
+both_wait()
 del results
 """,
     "collected while limits change": """
 from fastjob._core import threadpools
 cycle = [engine().stream([delayed(wait)()] * 3)]
 cycle.append(cycle)
-assert begun.acquire(timeout=60)
+both_wait()
 del cycle
 with threadpools._common_lock:
     gc.collect()
