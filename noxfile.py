@@ -16,12 +16,14 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff, cython-lint, mypy and pyright."""
+    session.install("-e", ".", "-r", "ci/lint-requirements.txt")
     session.run("ci/lint.sh", external=True)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, every warning an error."""
+    session.install("-e", ".[docs]")
     session.run("ci/docs.sh", external=True)
 
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The linters and type checkers, in the current virtual environment.
+# The linters and type checkers of the current virtual environment, where the package
+# is installed as editable: mypy reads the types of the extensions from the .pyi files
+# beside them.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-# Editable: mypy reads the types of the extensions from the .pyi files beside them.
-pip install -q -e . -r ci/lint-requirements.txt || exit
 
 status=0
 check() {
