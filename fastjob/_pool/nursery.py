@@ -28,6 +28,7 @@ import errno
 import gc
 import marshal
 import os
+import resource  # noqa: F401  os.wait4 imports it: not when there is no descriptor left
 import select
 import sys
 from _socket import CMSG_LEN, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket

@@ -68,6 +68,26 @@ def test_with_64_descriptors_a_right_result_or_a_clear_error():
     assert run(FEW_DESCRIPTORS) == ("right\n", "", 0)
 
 
+DEATH_WITHOUT_DESCRIPTORS = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from fastjob import Parallel, delayed, errors
+def die(i):
+    os._exit(3)
+# As many workers as there can be: who starts them has no descriptor left.
+Parallel(100, batch_size=1)(delayed(abs)(i) for i in range(300))
+try:
+    Parallel(50, batch_size=1)(delayed(die)(i) for i in range(300))
+except errors.TerminatedWorkerError as error:
+    assert error.exitcode == 3, error
+    print("right")
+"""
+
+
+def test_a_worker_that_dies_when_no_descriptor_is_left_is_that_alone():
+    assert run(DEATH_WITHOUT_DESCRIPTORS) == ("right\n", "", 0)
+
+
 LARGE_ARRAYS = """
 import resource
 import numpy as np
