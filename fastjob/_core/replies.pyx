@@ -68,12 +68,13 @@ cdef class Replies:
 
     cdef tuple failure(self, position, index, error, f, args, kwargs, int64_t since):
         """The record of a failed task: position, exception, text, seconds."""
-        from fastjob import failure
-
         elapsed = (now_ns() - since) * 1e-9
-        text = failure.describe(error, index, f, args or (), kwargs or {},
-                                show_values=self.show_values)
-        return position, failure.pack(error, text), text, elapsed
+        with self.caller.spare:
+            from fastjob import failure
+
+            text = failure.describe(error, index, f, args or (), kwargs or {},
+                                    show_values=self.show_values)
+            return position, failure.pack(error, text), text, elapsed
 
     cdef int send(self, Header head, list results, list failures, int flags,
                   int64_t busy) except -1:
@@ -103,7 +104,8 @@ cdef class Replies:
             flags &= ~APART
             if self.results is not None:
                 self.results.blocks()
-            data, failed = self.salvage(results, failures or [])
+            with self.caller.spare:
+                data, failed = self.salvage(results, failures or [])
             if failed:
                 flags |= FAILED
         if self.slot.timed:
@@ -136,7 +138,8 @@ cdef class Replies:
             # Neither the socket's buffer nor shared memory has room for the results.
             # What has been lent goes all the same: the caller gives it back, and it
             # must get each descriptor once.
-            data = tokens + dump_plain(no_results(count, error), None, None)
+            with self.caller.spare:
+                data = tokens + dump_plain(no_results(count, error), None, None)
             flags = (flags | FAILED) & ~(APART | BLOCK)
             self.channel.put(REPLY, flags, head.number, count, busy,
                              PyBytes_GET_SIZE(tokens), PyBytes_AS_STRING(data),

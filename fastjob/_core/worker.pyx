@@ -68,7 +68,9 @@ cdef class Worker:
         ``caller.adopt(body)`` is called with the body of a
         STATE frame; it returns
         ``(return_errors, show_values, idle_seconds, max_tasks, max_memory,
-        mmap_mode)``.  ``caller.store()`` makes the store for large results.
+        mmap_mode)``.  ``caller.store()`` makes the store for large results.  Within
+        ``with caller.spare`` modules can be imported though a task has every
+        descriptor (`_pool/spare.py`).
     """
 
     cdef Channel channel

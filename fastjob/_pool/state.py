@@ -22,6 +22,7 @@ from fastjob._pool.lines import flush_all
 from fastjob._pool.memory import store_for
 from fastjob._pool.modules import ModuleWatch
 from fastjob._pool.notes import Notes
+from fastjob._pool.spare import Spare
 from fastjob.active import configuration
 from fastjob.variables import Variables, capture_variables
 
@@ -200,6 +201,7 @@ class Adopted:
         self.failed_preloads = failed_preloads
         self.modules = ModuleWatch()
         self.notes = Notes()
+        self.spare = Spare()
         self.levels = LevelKeeper()
         self.variables = Variables()
         self.initialized = False

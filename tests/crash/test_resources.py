@@ -212,6 +212,37 @@ def test_without_any_descriptor_a_clear_error_and_then_a_right_result():
     assert (out, err, code) == ("right\n", "", 0)
 
 
+NO_DESCRIPTOR_IN_A_WORKER = """
+import os, resource
+import numpy as np
+import fastjob
+from fastjob import Parallel, delayed
+def take_all(size):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        if size == 0:
+            raise
+    return np.ones(size)
+def call(size):
+    fastjob.shutdown()
+    return Parallel(2, "processes", on_error="return")([delayed(take_all)(size)] * 2)
+for size in 0, 1_000_000:
+    for result in call(size):
+        assert isinstance(result.exception, OSError), result
+        assert "Too many open files" in str(result.exception), result
+assert [array.sum() for array in call(10)] == [10, 10]
+print("right")
+"""
+
+
+def test_a_task_that_opens_too_many_files_fails_with_its_own_error():
+    assert run(NO_DESCRIPTOR_IN_A_WORKER) == ("right\n", "", 0)
+
+
 FEW_PROCESSES = """
 import os, resource
 from fastjob import Parallel, delayed, errors
