@@ -15,6 +15,7 @@ from peer import Peer
 
 from fastjob._core import inheriting, segments
 from fastjob._core.lending import Link
+from fastjob._core.regions import temporary_folder
 from fastjob._core.segments import Store
 from fastjob._core.wire import WireError
 
@@ -368,6 +369,31 @@ def test_a_region_in_the_place_of_a_table_is_refused(store, peer):
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
+def test_the_temporary_folder_is_that_of_tempfile(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert temporary_folder() == tempfile.gettempdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert temporary_folder() == str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    monkeypatch.setenv("TEMP", str(tmp_path))
+    assert temporary_folder() == tempfile.gettempdir() == str(tmp_path)
+
+
+def test_the_temporary_folder_is_found_without_a_file(tmp_path, monkeypatch):
+    def refuse():
+        raise AssertionError("a killed worker would leave this file")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", refuse)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert temporary_folder() == str(tmp_path)
+    # A folder that has gone is passed over, and another one looked for.
+    store = Store(folder=str(tmp_path / "gone"))
+    with pytest.warns(RuntimeWarning, match="No such file or directory"):
+        assert bytes(store.put(b"x" * 100)) == b"x" * 100
+
+
 def test_nobody_can_make_a_region_or_a_table_shorter(store, peer):
     peer.link.lend([store.put(b"a")])
     for fd in peer.link.take_fds():

@@ -28,6 +28,7 @@ from fastjob._core.shm cimport (
 )
 
 import os
+import sys
 
 # The places that are memory: anonymous, and the folder of shared memory.
 cdef tuple MEMORY = (None, "/dev/shm")
@@ -178,12 +179,27 @@ cdef list fallback_folders():
     """Where files may lie if the place meant for them is full, the best one first."""
     if os.name == "nt":
         return []
-    import tempfile
     found = []
-    for folder in ("/dev/shm", tempfile.gettempdir()):
-        if folder not in found and os.path.isdir(folder):
+    for folder in ("/dev/shm", temporary_folder()):
+        if folder is not None and folder not in found and os.path.isdir(folder):
             found.append(folder)
     return found
+
+
+def temporary_folder():
+    """The folder of `tempfile`; None if it would find none.
+
+    `tempfile` itself looks by writing a file, which a worker that is killed in the
+    middle leaves behind, and passes over a folder that is full at that moment.
+    """
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None and tempfile.tempdir is not None:
+        return os.fsdecode(tempfile.tempdir)
+    for folder in (*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")),
+                   "/tmp", "/var/tmp", "/usr/tmp", os.curdir):
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return os.path.abspath(folder)
+    return None
 
 
 def available_memory():
