@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sys import modules
 
+import fastjob.warm  # noqa: F401  # its shutdown() must not need a descriptor to free some
 from fastjob._core.arrays import Sharer
 from fastjob._core.capture import Capture
 from fastjob._core.dispatch import Dispatcher
