@@ -10,6 +10,7 @@ import threading
 from types import ModuleType
 
 import pytest
+from gates import Gate
 
 import fastjob
 from fastjob import Parallel, delayed
@@ -399,14 +400,23 @@ def test_an_array_that_showing_a_warning_refills_is_seen(monkeypatch):
     assert seen == [0, 1, 2, 3]
 
 
+def first_behind(array, gate):
+    value = first(array)
+    gate.wait()
+    return value
+
+
 def test_an_array_that_the_reader_of_a_stream_refills_is_seen():
     array = np.zeros(1 << 18)
-    stream = Parallel(2, batch_size=1, pre_dispatch=1, return_as="generator")(
-        [delayed(first)(array)] * 8
-    )
-    seen = []
-    for value in stream:
-        seen.append(value)
-        array[:] = len(seen)
+    with Gate() as gate:
+        tasks = [delayed(first)(array)] * 8
+        tasks[1] = delayed(first_behind)(array, gate)
+        stream = Parallel(2, batch_size=1, pre_dispatch=1, return_as="generator")(tasks)
+        seen = []
+        for value in stream:
+            seen.append(value)
+            array[:] = len(seen)
+            gate.open()
     assert seen == sorted(seen)
-    assert seen[7] > 0
+    # Those behind the second task are taken from the list when it has ended.
+    assert min(seen[2:]) > 0
