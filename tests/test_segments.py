@@ -368,7 +368,6 @@ def test_a_region_in_the_place_of_a_table_is_refused(store, peer):
     other.close()
 
 
-@pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
 def test_the_temporary_folder_is_that_of_tempfile(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert temporary_folder() == tempfile.gettempdir()
@@ -394,6 +393,7 @@ def test_the_temporary_folder_is_found_without_a_file(tmp_path, monkeypatch):
         assert bytes(store.put(b"x" * 100)) == b"x" * 100
 
 
+@pytest.mark.skipif(not hasattr(fcntl, "F_SEAL_SHRINK"), reason="no seals here")
 def test_nobody_can_make_a_region_or_a_table_shorter(store, peer):
     peer.link.lend([store.put(b"a")])
     for fd in peer.link.take_fds():
